@@ -1,0 +1,1 @@
+"""fs3: the shared library of a distributed POSIX file system for AI clusters."""

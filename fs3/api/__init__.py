@@ -1,0 +1,1 @@
+"""The messages and method ids of mgmtd, meta and storage; no logic."""

@@ -1,0 +1,174 @@
+"""Messages of the management service. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import routing
+from ..routing import LocalState, RoutingInfo
+from .common import Empty, Method
+
+
+@dataclass(frozen=True, slots=True)
+class TargetReport:
+    """A target as its daemon sees it. capacity and used in bytes. chain_version: of its chain, as the daemon knows it,
+    so that mgmtd never takes `local` to speak of a state of the chain that the daemon had not seen yet."""
+
+    target: int
+    disk: int
+    local: LocalState
+    capacity: int
+    used: int
+    chain_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterRequest:
+    """A daemon or client begins an incarnation. node: 0 asks for a fresh id (clients). kind: ids.NodeKind.
+
+    A new incarnation of a node ends the lease of the one before: its targets are offline from then on.
+    """
+
+    node: int
+    kind: int
+    address: str
+    host: str
+    incarnation: int
+    tags: tuple[str, ...] = ()
+    targets: tuple[TargetReport, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterReply:
+    """lease_ms: how long the node counts as alive after a heartbeat. cluster: the cluster's id."""
+
+    node: int
+    cluster: str
+    lease_ms: int
+    routing_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatRequest:
+    """Renews the lease. Refused with STALE_INCARNATION once the lease was lost: the daemon must exit or register anew."""
+
+    node: int
+    incarnation: int
+    targets: tuple[TargetReport, ...] = ()
+    metrics: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatReply:
+    lease_ms: int
+    routing_version: int
+    config_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UnregisterRequest:
+    """A clean stop: the lease ends now."""
+
+    node: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class GetRoutingRequest:
+    """Ask for routing newer than `known_version`, waiting at most wait_ms for it (long-poll; 0 = answer at once)."""
+
+    known_version: int
+    wait_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingMessage:
+    """RoutingInfo on the wire."""
+
+    version: int
+    cluster: str
+    chains: tuple[routing.Chain, ...]
+    tables: tuple[routing.Table, ...]
+    targets: tuple[routing.Target, ...]
+    nodes: tuple[routing.Node, ...]
+
+    @staticmethod
+    def of(info: RoutingInfo) -> RoutingMessage:
+        return RoutingMessage(
+            info.version,
+            info.cluster,
+            tuple(info.chains.values()),
+            tuple(info.tables.values()),
+            tuple(info.targets.values()),
+            tuple(info.nodes.values()),
+        )
+
+    def to_info(self) -> RoutingInfo:
+        return RoutingInfo(
+            self.version,
+            self.cluster,
+            {c.id: c for c in self.chains},
+            {t.id: t for t in self.tables},
+            {t.id: t for t in self.targets},
+            {n.id: n for n in self.nodes},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GetRoutingReply:
+    """routing: None when nothing newer came in time."""
+
+    routing: RoutingMessage | None
+
+
+@dataclass(frozen=True, slots=True)
+class FormatRequest:
+    """Make the first chain table out of the registered targets: chains of `replicas` targets on different nodes.
+
+    Refused with ALREADY_FORMATTED when a table exists, BAD_PLACEMENT when the targets do not suffice.
+    """
+
+    replicas: int
+    chunk_size: int
+    stripe: int
+
+
+@dataclass(frozen=True, slots=True)
+class FormatReply:
+    table: int
+    chains: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientInfo:
+    """A registered client. client: its node id, as used in file sessions and request tags."""
+
+    client: int
+    host: str
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ListClientsReply:
+    clients: tuple[ClientInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfigReply:
+    """What was chosen at format; version 0 = not formatted yet."""
+
+    version: int
+    cluster: str
+    table: int
+    replicas: int
+    chunk_size: int
+    stripe: int
+
+
+REGISTER = Method(100, "mgmtd.register", RegisterRequest, RegisterReply)
+HEARTBEAT = Method(101, "mgmtd.heartbeat", HeartbeatRequest, HeartbeatReply)
+UNREGISTER = Method(102, "mgmtd.unregister", UnregisterRequest, Empty)
+GET_ROUTING = Method(103, "mgmtd.get_routing", GetRoutingRequest, GetRoutingReply)
+FORMAT = Method(104, "mgmtd.format", FormatRequest, FormatReply)
+LIST_CLIENTS = Method(105, "mgmtd.list_clients", Empty, ListClientsReply)
+CLUSTER_CONFIG = Method(106, "mgmtd.cluster_config", Empty, ClusterConfigReply)

@@ -1,0 +1,225 @@
+"""Messages of the storage service. Pure.
+
+Checksums on the wire: a byte range of a chunk is cut at the chunk's block borders (checksum.BLOCK_SIZE, counted from the
+chunk's start), and each piece has its CRC32C. The receiver of the bytes verifies every piece.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ..ids import ChunkId, RequestTag
+from .common import Method
+
+
+class UpdateKind(IntEnum):
+    WRITE = 1
+    """Write the payload at `offset`; a gap before it reads as zeros."""
+    TRUNCATE = 2
+    """Make the chunk `length` bytes long, cutting or extending with zeros. Creates the chunk only if length > 0."""
+    REMOVE = 3
+    """Remove the chunk; one that is absent is removed already."""
+    REPLACE = 4
+    """Between replicas: the payload is the whole content, and `version` the committed version, of the chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRange:
+    """Read `length` bytes at `offset` of a chunk. chain_version: as the client knows it."""
+
+    chain: int
+    chain_version: int
+    target: int
+    chunk: ChunkId
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRequest:
+    """Many ranges at once: at most READ_RANGES_MAX, READ_BYTES_MAX. The payload of the reply holds the ranges' bytes
+    one behind the other, each as long as its result says."""
+
+    ranges: tuple[ReadRange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """code: 0, or an errors.Code. length: bytes that the chunk really has in the range (short at its end; 0 where the
+    chunk is absent, which is no error: chunk_length is 0 then). checksums: one for each piece of the range."""
+
+    code: int
+    length: int
+    chunk_length: int
+    version: int
+    checksums: tuple[int, ...]
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReply:
+    results: tuple[ReadResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One change of one chunk.
+
+    length: of the payload in bytes (WRITE, REPLACE), or the new length (TRUNCATE). chunk_size: how long it may get.
+    checksums: of the payload's pieces. version: 0 from a client; between replicas the version that this update makes.
+    """
+
+    tag: RequestTag
+    chain: int
+    chain_version: int
+    target: int
+    chunk: ChunkId
+    kind: UpdateKind
+    offset: int
+    length: int
+    chunk_size: int
+    checksums: tuple[int, ...]
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRequest:
+    """Updates whose payloads stand one behind the other in the request's payload. They are independent of each other.
+
+    from_client: False when a predecessor forwards.
+    """
+
+    updates: tuple[Update, ...]
+    from_client: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateResult:
+    """code: 0, or an errors.Code. version: now committed. chunk_length: in bytes. checksum: CRC32C of the whole chunk's
+    block checksums (little-endian u32 each), which predecessor and successor compare."""
+
+    code: int
+    version: int
+    chunk_length: int
+    checksum: int
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteReply:
+    results: tuple[UpdateResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SyncRequest:
+    """Make chunks durable on this target and on its serving successors. chunks: empty means all of the chain's."""
+
+    chain: int
+    chain_version: int
+    target: int
+    chunks: tuple[ChunkId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReply:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRequest:
+    """What a file has on a chain. first_index: leave out chunks before it."""
+
+    chain: int
+    chain_version: int
+    target: int
+    inode: int
+    first_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class QueryReply:
+    """chunks: how many. last_index: -1 when there are none; last_length: of that chunk. bytes: in all."""
+
+    chunks: int
+    last_index: int
+    last_length: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFileRequest:
+    """Remove all chunks of a file on a chain from first_index on, on all its targets. Sent to the head.
+
+    Removes at most `limit` chunks; `more` in the reply says that some are left.
+    """
+
+    tag: RequestTag
+    chain: int
+    chain_version: int
+    target: int
+    inode: int
+    first_index: int = 0
+    limit: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFileReply:
+    removed: int
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkMeta:
+    """One chunk for a resync. chain_version: of the chain when `version` was committed. pending: 0, or the version of an
+    update that is not committed yet. checksum: as in UpdateResult."""
+
+    chunk: ChunkId
+    version: int
+    chain_version: int
+    pending: int
+    length: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
+class DumpRequest:
+    """The metadata of a target's chunks after `after` (exclusive, in ChunkId order), at most `limit`."""
+
+    chain: int
+    chain_version: int
+    target: int
+    after: ChunkId | None
+    limit: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class DumpReply:
+    chunks: tuple[ChunkMeta, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SyncDoneRequest:
+    """The predecessor has brought this target up to date at this chain version."""
+
+    chain: int
+    chain_version: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class SyncDoneReply:
+    pass
+
+
+READ_RANGES_MAX = 1024
+WRITE_UPDATES_MAX = 1024
+
+READ = Method(300, "storage.read", ReadRequest, ReadReply)
+WRITE = Method(301, "storage.write", WriteRequest, WriteReply)
+SYNC = Method(302, "storage.sync", SyncRequest, SyncReply)
+QUERY = Method(303, "storage.query", QueryRequest, QueryReply)
+REMOVE_FILE = Method(304, "storage.remove_file", RemoveFileRequest, RemoveFileReply)
+DUMP = Method(305, "storage.dump", DumpRequest, DumpReply)
+SYNC_DONE = Method(306, "storage.sync_done", SyncDoneRequest, SyncDoneReply)

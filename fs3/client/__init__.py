@@ -1,0 +1,1 @@
+"""The client library: everything a mount does, without FUSE."""

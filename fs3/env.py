@@ -1,0 +1,34 @@
+"""Everything that is not pure, in one argument: clocks, chance, transport, metrics. A simulator passes another."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from dataclasses import dataclass, field
+
+import trio
+
+from .metrics import Metrics
+from .transport.base import Transport
+
+
+@dataclass(slots=True)
+class Env:
+    """The world of one daemon or client. Subclasses override the clocks."""
+
+    transport: Transport
+    random: random.Random = field(default_factory=lambda: random.Random(secrets.randbits(128)))
+    metrics: Metrics = field(default_factory=Metrics)
+
+    def wall_ns(self) -> int:
+        """Nanoseconds since 1970, for time stamps that people see; never for order or leases."""
+        return time.time_ns()
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back."""
+        return trio.current_time()
+
+    def client_id(self) -> int:
+        """A fresh random id of a client incarnation, 63 bits, never 0."""
+        return self.random.getrandbits(63) | 1

@@ -1,0 +1,1 @@
+"""Transactional ordered key-value stores behind one port."""

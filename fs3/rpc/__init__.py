@@ -1,0 +1,1 @@
+"""Request and reply over a connection: correlation, deadlines, back-pressure."""

@@ -1,0 +1,1 @@
+"""Conformance kits that any implementation of a port must pass."""

@@ -1,0 +1,1 @@
+"""Transports: connections that carry frames and bulk data."""

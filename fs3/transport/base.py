@@ -1,0 +1,94 @@
+"""The transport port: connections that carry frames and bulk data.
+
+Bulk data ("payload") belongs to a request or its reply. Over TCP it travels inline behind the frame; over RDMA the server
+reads from, or writes to, the client's registered memory. Code above does not know which: a client hands its buffers to
+`send` and `expose`, a server calls `fetch` to get a request's bulk and passes a reply's bulk to `send`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..wire.frame import Frame
+
+
+@dataclass(frozen=True, slots=True)
+class FileSlice:
+    """Bytes of an open file, to be sent without passing through Python. offset and length in bytes."""
+
+    fd: int
+    offset: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+
+Part = bytes | bytearray | memoryview | FileSlice
+
+
+class Connection(ABC):
+    """One connection to a peer. Every method raises FS3Error(CONNECTION_LOST) once it is broken or closed."""
+
+    peer: str
+    """The other side's address, for log lines."""
+
+    @abstractmethod
+    async def send(self, frame: Frame, payload: Sequence[Part] = ()) -> None:
+        """Send a frame and its bulk payload, whole. Any number of tasks may call it at once.
+
+        Cancelled before the first byte left, nothing was sent; cancelled later, the connection is closed, since the
+        peer could not make sense of what follows. Buffers may be reused once this returned.
+        """
+
+    @abstractmethod
+    async def receive(self) -> Frame:
+        """The next frame. One task at a time. Raises ProtocolError, after closing, on bytes that are no frame."""
+
+    @abstractmethod
+    def expose(self, request_id: int, into: memoryview) -> None:
+        """Client side, before sending a request: its reply's payload, if it fits, lands in `into`."""
+
+    @abstractmethod
+    async def withdraw(self, request_id: int) -> None:
+        """Client side: when this returns nothing will write to the buffer exposed for this request any more.
+
+        Called after the reply too, and in a shielded scope when the caller gives up.
+        """
+
+    @abstractmethod
+    async def fetch(self, frame: Frame) -> memoryview:
+        """Server side: the bulk payload of a received request; empty where it has none."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close at once; pending sends and receives fail. Never raises, may run twice."""
+
+
+class Listener(ABC):
+    """Accepts connections."""
+
+    address: str
+    """Where clients connect to, with the port that was really bound."""
+
+    @abstractmethod
+    async def accept(self) -> Connection:
+        """The next connection. Raises FS3Error(CONNECTION_LOST) once closed."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Stop listening. Accepted connections live on."""
+
+
+class Transport(ABC):
+    """Makes connections and listeners for addresses `scheme://host:port`."""
+
+    @abstractmethod
+    async def connect(self, address: str) -> Connection:
+        """Raises FS3Error(CONNECT_FAILED)."""
+
+    @abstractmethod
+    async def listen(self, address: str) -> Listener:
+        """Port 0 picks a free one. Raises FS3Error(CONFIG) where the address cannot be had, saying why."""

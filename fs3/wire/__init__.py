@@ -1,0 +1,1 @@
+"""The wire format: message codec and framer; pure."""

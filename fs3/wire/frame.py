@@ -1,0 +1,171 @@
+"""Frames: bytes in, frames out. Pure.
+
+A frame is a 32-byte header, a msgpack body and a bulk payload. All integers are little-endian.
+
+    magic "f3" | version u8 | kind u8 | method u16 | flags u16 | request id u64 | timeout_ms u32
+    body length u32 | payload length u32 | CRC32C u32 of the 28 bytes before it and of the body
+
+The payload carries its own checksums (see the storage messages). `Framer` is fed by a transport: `buffer()` says where the
+next bytes go, `received(n)` takes them in and returns the frames that are complete. A large payload is received straight
+into the buffer that `allocate` gave for it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ..checksum import crc32c
+from ..errors import ProtocolError
+
+HEADER = struct.Struct("<2sBBHHQIII")
+HEADER_CRC = struct.Struct("<I")
+HEADER_SIZE = HEADER.size + HEADER_CRC.size
+MAGIC = b"f3"
+VERSION = 1
+
+BODY_SIZE_MAX = 8 * 1024 * 1024
+PAYLOAD_SIZE_MAX = 64 * 1024 * 1024
+
+_STAGING_SIZE = 64 * 1024
+
+
+class Kind(IntEnum):
+    REQUEST = 1
+    REPLY = 2
+    ERROR = 3
+    """A reply whose body is an ErrorBody."""
+
+
+_KINDS = {kind.value: kind for kind in Kind}
+
+
+@dataclass(slots=True)
+class Frame:
+    """One frame. timeout_ms: how long the sender of a request waits for its reply, from when it was sent."""
+
+    kind: Kind
+    method: int
+    flags: int
+    request_id: int
+    timeout_ms: int
+    body: bytes
+    payload: memoryview | None = None
+    payload_length: int = 0
+
+
+Allocate = Callable[[Frame], memoryview]
+
+
+def encode_head(
+    kind: int, method: int, flags: int, request_id: int, timeout_ms: int, body: bytes, payload_length: int
+) -> bytes:
+    """Header and body as bytes; the payload follows them on the wire."""
+    assert len(body) <= BODY_SIZE_MAX and payload_length <= PAYLOAD_SIZE_MAX
+    header = HEADER.pack(MAGIC, VERSION, kind, method, flags, request_id, timeout_ms, len(body), payload_length)
+    return header + HEADER_CRC.pack(crc32c(body, crc32c(header))) + body
+
+
+def fresh_payload(frame: Frame) -> memoryview:
+    """The allocator for those who have no buffer of their own waiting."""
+    return memoryview(bytearray(frame.payload_length))
+
+
+class Framer:
+    """Cuts a byte stream into frames. Raises ProtocolError on damage; the stream is then unusable."""
+
+    def __init__(self, allocate: Allocate = fresh_payload, body_max: int = BODY_SIZE_MAX) -> None:
+        self._allocate = allocate
+        self._body_max = body_max
+        self._staging = memoryview(bytearray(_STAGING_SIZE))
+        self._start = 0
+        self._end = 0
+        self._frame: Frame | None = None  # whose payload is being received
+        self._payload = memoryview(b"")
+        self._filled = 0
+        # Invariant: 0 <= _start <= _end <= len(_staging); _frame is None, or _filled < _frame.payload_length.
+
+    def buffer(self) -> memoryview:
+        """Where the transport is to put the next bytes; never empty."""
+        if self._frame is not None:
+            return self._payload[self._filled :]
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._end == len(self._staging):
+            self._make_room()
+        return self._staging[self._end :]
+
+    def received(self, count: int) -> list[Frame]:
+        """Take in `count` bytes that the transport put into buffer(); return the frames that are now complete."""
+        assert count > 0
+        frames: list[Frame] = []
+        if self._frame is not None:
+            self._filled += count
+            if self._filled < self._frame.payload_length:
+                return frames
+            frames.append(self._finish())
+        else:
+            self._end += count
+        while (frame := self._parse()) is not None:
+            frames.append(frame)
+        return frames
+
+    def abandon(self, request_id: int) -> None:
+        """Never touch again the buffer allocated for this request's payload, should it be half received."""
+        frame = self._frame
+        if frame is not None and frame.request_id == request_id:
+            self._payload = memoryview(bytearray(frame.payload_length))
+
+    def _make_room(self) -> None:
+        pending = self._end - self._start
+        size = len(self._staging)
+        # Grows only as bytes really arrive: a peer's claim alone allocates nothing.
+        fresh = memoryview(bytearray(size * 2)) if pending > size // 2 else self._staging
+        data = bytes(self._staging[self._start : self._end])
+        fresh[:pending] = data
+        self._staging, self._start, self._end = fresh, 0, pending
+
+    def _parse(self) -> Frame | None:
+        """The next frame that lies whole in the staging buffer. Starts on a payload that does not."""
+        start = self._start
+        available = self._end - start
+        if available < HEADER_SIZE:
+            return None
+        magic, version, kind, method, flags, request_id, timeout_ms, body_length, payload_length = HEADER.unpack_from(
+            self._staging, start
+        )
+        if magic != MAGIC:
+            raise ProtocolError(f"not an fs3 frame (starts with {bytes(magic)!r})")
+        if version != VERSION:
+            raise ProtocolError(f"frame version {version}, this program speaks {VERSION}")
+        if kind not in _KINDS:
+            raise ProtocolError(f"unknown frame kind {kind}")
+        if body_length > self._body_max or payload_length > PAYLOAD_SIZE_MAX:
+            raise ProtocolError(f"frame too large (body {body_length}, payload {payload_length} bytes)")
+        body_at = start + HEADER_SIZE
+        if available < HEADER_SIZE + body_length:
+            return None
+        body = bytes(self._staging[body_at : body_at + body_length])
+        (expected,) = HEADER_CRC.unpack_from(self._staging, start + HEADER.size)
+        if crc32c(body, crc32c(self._staging[start : start + HEADER.size])) != expected:
+            raise ProtocolError("frame damaged (checksum of header and body)")
+        frame = Frame(_KINDS[kind], method, flags, request_id, timeout_ms, body, None, payload_length)
+        self._start = body_at + body_length
+        if payload_length == 0:
+            return frame
+        self._payload = self._allocate(frame)[:payload_length]
+        assert len(self._payload) == payload_length, "allocate() gave too small a buffer"
+        ready = min(payload_length, self._end - self._start)
+        self._payload[:ready] = self._staging[self._start : self._start + ready]
+        self._start += ready
+        self._frame, self._filled = frame, ready
+        return self._finish() if ready == payload_length else None
+
+    def _finish(self) -> Frame:
+        frame = self._frame
+        assert frame is not None
+        frame.payload = self._payload
+        self._frame, self._payload = None, memoryview(b"")
+        return frame

@@ -1,0 +1,1 @@
+"""The metadata daemon: inodes and directory entries over a key-value store."""

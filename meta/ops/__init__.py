@@ -1,0 +1,1 @@
+"""The namespace operations, one module each."""

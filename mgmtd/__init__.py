@@ -1,0 +1,1 @@
+"""The management daemon: nodes, chains, routing."""

@@ -1,0 +1,1 @@
+"""The storage daemon: chunks replicated over CRAQ chains."""

@@ -1,0 +1,36 @@
+"""Logging of a daemon: to standard error, one line per record, with UTC time stamps."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+class OneLine(logging.Formatter):
+    """`2026-01-31T12:00:00.123Z INFO fs3.storage.update: text`. Line breaks, of tracebacks too, become " | "."""
+
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = super().format(record).splitlines()
+        return " | ".join(line.strip() for line in lines if line.strip())
+
+
+def setup(name: str, level: str) -> None:
+    """Send this process's records to standard error. name: of the daemon, opens the log. level: one of LEVELS."""
+    assert level in LEVELS, level
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.captureWarnings(True)
+    logging.getLogger(f"fs3.{name}").debug("log level %s", level)

@@ -33,6 +33,17 @@ def block_checksums(data: Buffer) -> tuple[int, ...]:
     return tuple([_crc32c(view[at : at + BLOCK_SIZE]) for at in range(0, length, BLOCK_SIZE)])
 
 
+def piece_checksums(data: Buffer, offset: int) -> tuple[int, ...]:
+    """The checksum of each piece of `data`, cut at the block borders of a chunk in which its first byte is at `offset`."""
+    first = -offset % BLOCK_SIZE
+    if first == 0:
+        return block_checksums(data)
+    view = memoryview(data)
+    if len(view) <= first:
+        return (_crc32c(view),) if len(view) else ()
+    return (_crc32c(view[:first]), *block_checksums(view[first:]))
+
+
 def range_checksum(parts: Sequence[Buffer]) -> int:
     """The CRC32C of the concatenation of `parts`."""
     value = 0

@@ -53,9 +53,7 @@ def make_system(name: str, juicefs: str | None) -> System:
         replicas, _, options = name.removeprefix("fs3-r").partition(":")
         if replicas.isdigit():
             return Fs3(int(replicas), tuple(options.split()), name)
-    raise SystemExit(
-        f"unknown system {name!r}: one of {', '.join(SYSTEMS)}; options of `fs3 up` may follow, as in 'fs3-r1:--write-behind'"
-    )
+    raise SystemExit(f"unknown system {name!r}: one of {', '.join(SYSTEMS)}; options of `fs3 up` may follow a colon")
 
 
 def with_needs(wanted: Sequence[str]) -> list[Row]:
@@ -172,15 +170,11 @@ def machine() -> dict[str, object]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="in the order of each round (default: %(default)s)")
-    parser.add_argument("--rows", default=",".join(row.name for row in ROWS), help="what they need runs too (default: all)")
+    parser.add_argument("--rows", default=",".join(row.name for row in ROWS), help="and what they need (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--scratch", type=Path, help="folder on the disk to measure (default: the system's folder for temporary files)"
-    )
+    parser.add_argument("--scratch", type=Path, help="folder on the disk to measure (default: for temporary files)")
     parser.add_argument("--juicefs", help="its binary (default: from the PATH, else installed into .venv-juicefs)")
-    parser.add_argument(
-        "--python", default=sys.executable, help="interpreter of the workloads, one with torch for the torch rows"
-    )
+    parser.add_argument("--python", default=sys.executable, help="of the workloads; one with torch for the torch rows")
     parser.add_argument("--json", type=Path, help="write every single result there")
     for field in fields(Sizes):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)

@@ -1,4 +1,4 @@
-"""The file systems that the benchmark compares. Each is started below one folder, mounted there, and removed without a trace."""
+"""The file systems that the benchmark compares. Each lives below one folder and leaves no trace."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Local:
 
 
 class JuiceFs:
-    """JuiceFS as its documentation sets it up, with its own defaults: Redis for metadata, without persistence; files for data."""
+    """JuiceFS with its own defaults: metadata in a Redis without persistence, data as files."""
 
     def __init__(self, binary: str) -> None:
         self.name = "juicefs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import routing
+from ..errors import Code, FS3Error
 from ..routing import LocalState, RoutingInfo
 from .common import Empty, Method
 
@@ -163,6 +164,20 @@ class ClusterConfigReply:
     replicas: int
     chunk_size: int
     stripe: int
+
+
+_PRIMARY_IS = "primary is "
+
+
+def not_primary(address: str) -> FS3Error:
+    """The refusal of an mgmtd that is not primary. address: of the primary; "" where it is not known."""
+    return FS3Error(Code.NOT_PRIMARY, _PRIMARY_IS + address if address else "no primary known yet")
+
+
+def primary_of(error: FS3Error) -> str:
+    """The primary's address in a NOT_PRIMARY error; "" where it names none."""
+    named = error.code is Code.NOT_PRIMARY and error.message.startswith(_PRIMARY_IS)
+    return error.message.removeprefix(_PRIMARY_IS) if named else ""
 
 
 REGISTER = Method(100, "mgmtd.register", RegisterRequest, RegisterReply)

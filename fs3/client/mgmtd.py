@@ -1,0 +1,172 @@
+"""Talks to the management service: finds the primary among its addresses, keeps the routing info up to date."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import trio
+
+from ..api.common import Method, Rep, Req
+from ..api.mgmtd import GET_ROUTING, GetRoutingRequest, primary_of
+from ..env import Env
+from ..errors import Code, FS3Error
+from ..routing import EMPTY, RoutingInfo
+from ..rpc.client import RpcClient
+from .retry import Backoff
+
+logger = logging.getLogger("fs3.client.mgmtd")
+
+POLL_MS = 10_000
+"""How long mgmtd holds a question for newer routing before it says that there is none."""
+POLL_GRACE_MS = 2_000
+"""How much longer than that an answer may take before mgmtd counts as lost."""
+ATTEMPT_MS_MIN = 200
+
+_BACKOFF = Backoff(first_s=0.02, max_s=1.0)
+
+
+class MgmtdClient:
+    """The management service as seen by one daemon or client. While it is away, the last routing info stays in use."""
+
+    def __init__(self, env: Env, rpc: RpcClient, addresses: Sequence[str]) -> None:
+        """addresses: of all mgmtd daemons, at least one."""
+        assert addresses, "no address of mgmtd"
+        self._env = env
+        self._rpc = rpc
+        self._addresses = tuple(addresses)
+        self._address = addresses[0]  # that of the primary, as far as we know
+        self._routing = EMPTY
+        self._changed = trio.Event()
+        self._hurry = trio.Event()
+        self._polling = False
+
+    @property
+    def routing(self) -> RoutingInfo:
+        """The latest known; routing.EMPTY before the first."""
+        return self._routing
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the routing info up to date, until cancelled. Started once the first is there, however long that takes."""
+        assert not self._polling, "run() twice"
+        self._polling = True
+        failures = 0
+        started = False
+        try:
+            while True:
+                try:
+                    await self._poll(self._address, POLL_MS, self._env.monotonic() + (POLL_MS + POLL_GRACE_MS) / 1000)
+                except FS3Error as error:
+                    failures += 1
+                    if failures == 2 * len(self._addresses):
+                        logger.warning("lost mgmtd, going on with routing version %d: %s", self._routing.version, error)
+                    await self._pause(error, failures)
+                    continue
+                if failures >= 2 * len(self._addresses):
+                    logger.warning("mgmtd is back at %s, routing version %d", self._address, self._routing.version)
+                failures = 0
+                if not started and self._routing is not EMPTY:
+                    started = True
+                    task_status.started()
+        finally:
+            self._polling = False
+
+    async def refresh(self, newer_than: int, timeout_ms: int = 1000) -> RoutingInfo:
+        """Wait for routing info newer than a version, asking mgmtd now. Returns the latest, even when none came in time."""
+        deadline = self._env.monotonic() + timeout_ms / 1000
+        with trio.move_on_after(timeout_ms / 1000):
+            failures = 0
+            while self._routing.version <= newer_than:
+                if self._polling:
+                    # The question is open at mgmtd already, or is asked again at once instead of after the back-off.
+                    self._hurry.set()
+                    await self._changed.wait()
+                    continue
+                try:
+                    await self._poll(self._address, timeout_ms, deadline)
+                except FS3Error as error:
+                    failures += 1
+                    await self._pause(error, failures)
+        return self._routing
+
+    async def wait_change(self, version: int) -> RoutingInfo:
+        """Wait until the routing info is of another version than `version`; then the latest."""
+        while self._routing.version == version:
+            await self._changed.wait()
+        return self._routing
+
+    async def call(self, method: Method[Req, Rep], request: Req, *, timeout_ms: int = 5000) -> Rep:
+        """Call the primary, trying again (elsewhere) what may succeed then, until the time-out.
+
+        A request whose answer was lost is sent again: FORMAT may so be told ALREADY_FORMATTED by its own first attempt.
+        Raises mgmtd's error, DEADLINE_EXCEEDED with the last cause.
+        """
+        deadline = self._env.monotonic() + timeout_ms / 1000
+        # One that does not answer at all must leave time for the others; twice each, since the primary may just change.
+        attempt_s = max(ATTEMPT_MS_MIN, timeout_ms / (2 * len(self._addresses))) / 1000
+        failures = 0
+        while True:
+            address = self._address
+            now = self._env.monotonic()
+            limit = deadline if len(self._addresses) == 1 else min(deadline, now + attempt_s)
+            try:
+                return await self._rpc.call(address, method, request, deadline=limit)
+            except FS3Error as error:
+                if not (error.retryable or error.code is Code.DEADLINE_EXCEEDED):
+                    raise
+                failures += 1
+                self._elsewhere(address, error)
+                delay_s = self._delay_s(error, failures)
+                if self._env.monotonic() + delay_s >= deadline:
+                    message = f"mgmtd ({', '.join(self._addresses)}): no answer to {method.name} in {timeout_ms} ms: {error}"
+                    raise FS3Error(Code.DEADLINE_EXCEEDED, message) from error
+            await trio.sleep(delay_s)
+
+    async def _poll(self, address: str, wait_ms: int, deadline: float) -> None:
+        """Ask one mgmtd for newer routing info and take it in."""
+        request = GetRoutingRequest(self._routing.version, wait_ms)
+        try:
+            reply = await self._rpc.call(address, GET_ROUTING, request, deadline=deadline)
+        except FS3Error as error:
+            self._elsewhere(address, error)
+            raise
+        if reply.routing is not None:
+            self._take(reply.routing.to_info())
+
+    def _take(self, info: RoutingInfo) -> None:
+        known = self._routing
+        if known is not EMPTY and info.cluster != known.cluster:
+            logger.error("mgmtd now serves cluster %s instead of %s: its data was replaced", info.cluster, known.cluster)
+        elif info.version <= known.version:
+            return  # an answer overtaken by another one
+        self._routing = info
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    def _elsewhere(self, failed: str, error: FS3Error) -> None:
+        """Choose whom to ask next, unless another task has chosen already."""
+        if self._address != failed:
+            return
+        named = primary_of(error)
+        if named and named != failed:
+            self._address = named
+            return
+        # An address that only a NOT_PRIMARY named is not among ours: begin with the first.
+        position = self._addresses.index(failed) + 1 if failed in self._addresses else 0
+        self._address = self._addresses[position % len(self._addresses)]
+
+    def _delay_s(self, error: FS3Error, failures: int) -> float:
+        """How long to wait after so many failures in a row: not at all while there are other daemons to ask."""
+        if primary_of(error) and failures <= 2:
+            return 0.0
+        rounds = failures // len(self._addresses)
+        return _BACKOFF.delay_s(rounds, self._env.random.random) if rounds else 0.0
+
+    async def _pause(self, error: FS3Error, failures: int) -> None:
+        """Wait before the next attempt; cut short by a refresh, but never below the first back-off."""
+        delay_s = self._delay_s(error, failures)
+        first_s = min(delay_s, _BACKOFF.first_s)
+        self._hurry = trio.Event()
+        await trio.sleep(first_s)
+        with trio.move_on_after(delay_s - first_s):
+            await self._hurry.wait()

@@ -1,0 +1,246 @@
+"""A real cluster for tests: `fs3 up` in a process of its own on a folder of the disk, with a mount, and ways to hurt it.
+
+Needs root or fusermount3, and /dev/fuse; `why_not()` says what is missing. Nothing survives the `with`: daemons are stopped,
+the mount is taken away (by force, if it must be) and, unless the test failed, the folder is removed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(__file__).with_name("programs")
+
+COMMAND_TIMEOUT_S = 60.0
+SERVING_TIMEOUT_S = 60.0
+
+EXPECTED_ERRORS = ("is started again",)
+"""Parts of ERROR lines in daemons' logs that do not fail a test."""
+
+
+def why_not() -> str | None:
+    """Why no mount can be made here; None where it can."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "no /dev/fuse that this user may open"
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        return "not root, and no fusermount3"
+    return None
+
+
+def fs3(
+    *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S, prefix: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command line tool to its end; the caller looks at the exit code."""
+    command = [*prefix, sys.executable, "-m", "fs3.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=REPOSITORY)
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float) -> None:
+    """Polls; AssertionError past the time-out."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"waited {timeout_s:.0f} s in vain for {what}"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return False
+
+
+class Cluster:
+    """One data folder and what runs on it."""
+
+    def __init__(self, home: Path, *, storages: int = 3, replicas: int = 3, options: Sequence[str] = ()) -> None:
+        self.home = home
+        self.data = home / "data"
+        self.mount = home / "mnt"
+        self._shape = ["--storages", str(storages), "--replicas", str(replicas), *options]
+        self.expected_errors: list[str] = list(EXPECTED_ERRORS)
+
+    def up(self) -> None:
+        done = fs3("up", "--data", str(self.data), "--mount", str(self.mount), *self._shape, "--detach")
+        assert done.returncode == 0, f"fs3 up: exit {done.returncode}\n{done.stdout}{done.stderr}\n{self.logs()}"
+        wait_until(lambda: os.path.ismount(self.mount), "the mount", SERVING_TIMEOUT_S)
+
+    def down(self) -> None:
+        done = fs3("down", "--data", str(self.data))
+        assert done.returncode == 0, f"fs3 down: exit {done.returncode}\n{done.stdout}{done.stderr}\n{self.logs()}"
+        assert not os.path.ismount(self.mount), "fs3 down left the mount"
+
+    def status(self) -> dict[str, Any]:
+        done = fs3("status", "--data", str(self.data), "--json")
+        assert done.returncode == 0, f"fs3 status: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        answer = json.loads(done.stdout)
+        assert isinstance(answer, dict)
+        return answer
+
+    def pids(self) -> dict[str, int]:
+        """Of the daemons that live now by their names (mgmtd, meta, storage-1, ..., mount), and of the supervisor ("up")."""
+        found: dict[str, int] = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal():
+                continue
+            try:
+                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            except OSError:
+                continue
+            if not alive(int(entry.name)):
+                continue
+            for word in words:
+                if word.startswith(f"{self.data}/config/") and word.endswith(".toml"):
+                    found[Path(word).stem] = int(entry.name)
+        lock = self.data / "run" / "up.lock"
+        if lock.exists() and (text := lock.read_text().strip()).isdecimal() and alive(int(text)):
+            found["up"] = int(text)
+        return found
+
+    def kill(self, name: str) -> int:
+        """kill -9 of one daemon; returns the pid that died. The supervisor starts it again."""
+        pid = self.pids()[name]
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not alive(pid), f"{name} (pid {pid}) to die", 10)
+        return pid
+
+    def kill_all(self) -> None:
+        """kill -9 of everything at once, supervisor and mount included."""
+        pids = self.pids()
+        # The supervisor first, or it would start again what it sees dying.
+        for name in sorted(pids, key=lambda name: name != "up"):
+            try:
+                os.kill(pids[name], signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        wait_until(lambda: not any(map(alive, pids.values())), "the killed daemons to die", 10)
+
+    def wait_restarted(self, name: str, old_pid: int, timeout_s: float = SERVING_TIMEOUT_S) -> None:
+        wait_until(lambda: self.pids().get(name, old_pid) != old_pid, f"{name} to be started again", timeout_s)
+
+    def target_states(self) -> list[str]:
+        """The public state of every target of every chain."""
+        return [str(target["state"]).lower() for chain in self.status()["chains"] for target in chain["targets"]]
+
+    def wait_serving(self, timeout_s: float = SERVING_TIMEOUT_S) -> float:
+        """Until every target of every chain serves; returns how many seconds that took."""
+        start = time.monotonic()
+        states: list[str] = []
+        while not states or set(states) != {"serving"}:
+            assert time.monotonic() - start < timeout_s, f"after {timeout_s:.0f} s not all serve: {states}\n{self.logs()}"
+            time.sleep(0.2)
+            states = self.target_states() if self._mgmtd_answers() else []
+        return time.monotonic() - start
+
+    def _mgmtd_answers(self) -> bool:
+        return fs3("status", "--data", str(self.data), "--json").returncode == 0
+
+    def force_away(self) -> None:
+        """Ends all of it without asking, and takes the mount away."""
+        for _ in range(3):
+            for pid in self.pids().values():
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            time.sleep(0.2)
+        if os.path.ismount(self.mount) or str(self.mount) in Path("/proc/self/mounts").read_text():
+            tool = ["umount", "--lazy"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+            subprocess.run([*tool, str(self.mount)], capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False)
+
+    def log_files(self) -> list[Path]:
+        return sorted(self.data.glob("log/*.log"))
+
+    def logs(self, lines: int = 40) -> str:
+        """The end of every daemon's log."""
+        parts = []
+        for path in self.log_files():
+            tail = path.read_text(errors="replace").splitlines()[-lines:]
+            parts.append(f"--- {path.name}\n" + "\n".join(tail))
+        return "\n".join(parts)
+
+    def bad_lines(self) -> list[str]:
+        """Lines in the logs that no healthy run has: ERROR, CRITICAL, tracebacks, warnings of Python."""
+        marks = (" ERROR ", " CRITICAL ", "Traceback (most recent call last)", " py.warnings: ")
+        found = []
+        for path in self.log_files():
+            bad = [line for line in path.read_text(errors="replace").splitlines() if any(mark in line for mark in marks)]
+            found += [f"{path.name}: {line}" for line in bad if not any(part in line for part in self.expected_errors)]
+        return found
+
+
+@contextmanager
+def cluster(home: Path | None = None, **shape: Any) -> Iterator[Cluster]:
+    """A running cluster; afterwards it is stopped cleanly and its logs must be clean of errors."""
+    home = Path(tempfile.mkdtemp(prefix="fs3-test-", dir=home))
+    made = Cluster(home, **shape)
+    start = time.monotonic()
+    try:
+        made.up()
+        print(f"fs3 up took {time.monotonic() - start:.1f} s")
+        yield made
+        made.down()
+        assert not made.bad_lines(), "the daemons' logs hold errors:\n" + "\n".join(made.bad_lines()[:20])
+    except BaseException:
+        print(f"the cluster was in {home}\n{made.logs()}")
+        raise
+    finally:
+        made.force_away()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def watchdog(made: Cluster, limit_s: float) -> Iterator[None]:
+    """Kills the cluster when the block takes too long, so that a call that hangs in the mount ends with an error."""
+    timer = threading.Timer(limit_s, made.force_away)
+    timer.daemon = True
+    start = time.monotonic()
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        took_s = time.monotonic() - start
+    assert took_s < limit_s, f"took more than {limit_s:.0f} s, the cluster was killed"
+
+
+def run(*command: str | Path, cwd: Path | None = None, timeout_s: float = 300, env: dict[str, str] | None = None) -> str:
+    """Runs a program that must succeed, and returns its standard output."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=cwd, env=env)
+    assert done.returncode == 0, f"{' '.join(words)}: exit {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def needs_program(name: str) -> str:
+    """The program's path; the test is skipped where it is missing."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"no program {name!r} here")
+    return found
+
+
+def needs_module(name: str) -> ModuleType:
+    """The imported module; the test is skipped where it is missing, and fails where it is broken."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name != name.partition(".")[0]:
+            raise
+        pytest.skip(f"no module {name!r} here")

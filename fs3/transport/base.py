@@ -8,7 +8,7 @@ reads from, or writes to, the client's registered memory. Code above does not kn
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 
 from ..wire.frame import Frame
@@ -27,6 +27,7 @@ class FileSlice:
 
 
 Part = bytes | bytearray | memoryview | FileSlice
+"""A piece of bulk data. Views are of single bytes (format "B") and contiguous, so that len() counts bytes."""
 
 
 class Connection(ABC):
@@ -42,6 +43,10 @@ class Connection(ABC):
         Cancelled before the first byte left, nothing was sent; cancelled later, the connection is closed, since the
         peer could not make sense of what follows. Buffers may be reused once this returned.
         """
+
+    def start_send(self, frame: Frame, payload: Sequence[Part] = ()) -> Awaitable[None] | None:
+        """As `send`, for hot paths: None when all left at once, else what the caller must await (or cancel) to go on."""
+        return self.send(frame, payload)
 
     @abstractmethod
     async def receive(self) -> Frame:

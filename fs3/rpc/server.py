@@ -1,0 +1,313 @@
+"""Serves requests: dispatch, deadlines, back-pressure.
+
+Each connection has a few worker tasks, of which one leads: it receives a request and runs its handler at once, in the same
+task. Most handlers end without ever waiting, and then no other task is involved. A handler that has to wait takes its
+worker with it: at that moment, not before, another worker becomes the leader and goes on receiving.
+"""
+
+from __future__ import annotations
+
+import logging
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from ..api.common import PING, Empty, ErrorBody, Method, Rep, Req
+from ..env import Env
+from ..errors import Code, FS3Error, ProtocolError
+from ..transport.base import Connection, Listener, Part
+from ..wire.codec import decode, encode
+from ..wire.frame import BODY_SIZE_MAX, PAYLOAD_SIZE_MAX, Frame, Kind
+from .client import FLAG_RELAYED
+
+logger = logging.getLogger("fs3.rpc.server")
+
+Handler = Callable[[Any, "Call"], Awaitable[Any]]
+
+_IDLE_WORKERS_MAX = 16
+"""Workers that a connection keeps parked for the next handlers that wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """What one connection may have in flight before the server stops reading from it.
+
+    bytes_max counts bulk data, of requests and of replies. reply_timeout_ms: a peer that does not take a reply for so
+    long is cut off.
+    """
+
+    requests_max: int = 256
+    bytes_max: int = 64 * 1024 * 1024
+    reply_timeout_ms: int = 30_000
+
+
+class Call:
+    """A request as its handler sees it. deadline: env.monotonic() seconds; the handler is cancelled then."""
+
+    __slots__ = ("_connection", "_frame", "deadline", "parts", "peer", "release")
+
+    def __init__(self, connection: Connection, frame: Frame, deadline: float) -> None:
+        self.peer = connection.peer
+        self.deadline = deadline
+        self.parts: Sequence[Part] = ()
+        self.release: Callable[[], None] | None = None
+        self._connection = connection
+        self._frame = frame
+
+    async def payload(self) -> memoryview:
+        """The request's bulk data; empty where it has none."""
+        return await self._connection.fetch(self._frame)
+
+    def reply_payload(self, parts: Sequence[Part], release: Callable[[], None] | None = None) -> None:
+        """Bulk data for the reply, once per call. release is called once, after it was sent or dropped."""
+        assert not self.parts and self.release is None, "reply_payload is for once"
+        self.release = release
+        size = sum([len(part) for part in parts])
+        assert size <= PAYLOAD_SIZE_MAX, f"reply payload of {size} bytes"
+        self.parts = parts
+
+
+class RpcServer:
+    """Answers requests of any number of connections with the handlers it was given."""
+
+    def __init__(self, env: Env, limits: ServerLimits = ServerLimits()) -> None:
+        self.env = env
+        self.limits = limits
+        self.handlers: dict[int, tuple[Method[Any, Any], Handler]] = {}
+        self.handle(PING, _ping)
+
+    def handle(self, method: Method[Req, Rep], handler: Callable[[Req, Call], Awaitable[Rep]]) -> None:
+        """Let `handler` answer requests of `method`. What it raises goes to the caller: FS3Error as it is, else INTERNAL."""
+        assert method.id not in self.handlers, f"two handlers for {method.name}"
+        self.handlers[method.id] = (method, handler)
+
+    async def serve(self, listener: Listener, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; handlers are cancelled with it. Closes the listener."""
+        try:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                while True:
+                    nursery.start_soon(_Session(self, await listener.accept()).run)
+        finally:
+            with trio.CancelScope(shield=True):
+                await listener.aclose()
+
+
+class _Session:
+    """One connection, its workers and what it has in flight.
+
+    Invariant: while the connection lives there is exactly one leader, or a worker on its way to become it.
+    """
+
+    def __init__(self, server: RpcServer, connection: Connection) -> None:
+        self.server = server
+        self.connection = connection
+        self.ended = False
+        self.idle: list[trio.lowlevel.Task] = []
+        self._requests = 0
+        self._bytes = 0
+        self._room: trio.lowlevel.Task | None = None  # the leader, while it waits for handlers to end
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(_Worker(self).run)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.connection.aclose()
+
+    def promote(self) -> None:
+        """The leader's handler waits: let another worker lead."""
+        if self.idle:
+            trio.lowlevel.reschedule(self.idle.pop())
+        else:
+            assert self._nursery is not None
+            self._nursery.start_soon(_Worker(self).run)
+
+    async def park(self) -> None:
+        """Wait as an idle worker, until promoted or at the end."""
+        task = trio.lowlevel.current_task()
+        self.idle.append(task)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self.idle.remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def end(self) -> None:
+        """The connection is gone: handlers finish, idle workers leave."""
+        self.ended = True
+        for task in self.idle:
+            trio.lowlevel.reschedule(task)
+        self.idle.clear()
+
+    def full(self) -> bool:
+        limits = self.server.limits
+        return self._requests >= limits.requests_max or self._bytes >= limits.bytes_max
+
+    async def room(self) -> None:
+        """Wait until the connection has less in flight than it may have."""
+        while self.full():
+            self._room = trio.lowlevel.current_task()
+
+            def abort(_: object) -> trio.lowlevel.Abort:
+                self._room = None
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def count(self, requests: int, size: int) -> None:
+        self._requests += requests
+        self._bytes += size
+        if self._room is not None and not self.full():
+            trio.lowlevel.reschedule(self._room)
+            self._room = None
+
+
+class _Worker:
+    """A task that receives requests while it leads, and runs their handlers."""
+
+    def __init__(self, session: _Session) -> None:
+        self._session = session
+        self._leads = True
+        self._scope = trio.CancelScope()
+        self._deadline = 0.0
+
+    async def run(self) -> None:
+        session = self._session
+        while not session.ended:
+            with trio.CancelScope() as self._scope:
+                # One scope lasts until a handler waits, which uses its deadline up.
+                while self._leads:
+                    await self._lead()
+            if self._scope.cancelled_caught:
+                session.server.env.metrics.count("rpc.deadline_exceeded")
+            if session.ended or len(session.idle) >= _IDLE_WORKERS_MAX:
+                return
+            await session.park()
+            self._leads = True
+
+    async def _lead(self) -> None:
+        """Receive one request and answer it."""
+        session = self._session
+        try:
+            frame = await session.connection.receive()
+            if frame.kind is not Kind.REQUEST:
+                logger.warning("closed the connection with %s: it sent a reply to its server", session.connection.peer)
+                raise ProtocolError("a client sent a reply")
+        except FS3Error:
+            self._leads = False
+            session.end()
+            with trio.CancelScope(shield=True):
+                await session.connection.aclose()
+            return
+        env = session.server.env
+        deadline = env.monotonic() + frame.timeout_ms / 1000
+        relayed = frame.flags & FLAG_RELAYED
+        if not relayed and session.full():
+            await session.room()
+            if deadline <= env.monotonic():
+                env.metrics.count("rpc.deadline_exceeded")
+                return
+        self._deadline = deadline
+        await _drive(self._answer(frame, Call(session.connection, frame, deadline), not relayed), self._blocked)
+
+    def _blocked(self) -> None:
+        """The handler is about to wait for the first time: from here on its deadline cancels it, and another leads."""
+        self._leads = False
+        self._set_deadline(self._deadline)
+        self._session.promote()
+
+    def _set_deadline(self, deadline: float) -> None:
+        """Be cancelled at this time of env's clock; but a leader never is, since nobody would receive any more."""
+        self._deadline = deadline
+        if not self._leads:
+            self._scope.deadline = trio.current_time() + deadline - self._session.server.env.monotonic()
+
+    async def _answer(self, frame: Frame, call: Call, counted: bool) -> None:
+        session = self._session
+        size = frame.payload_length
+        if counted:
+            session.count(1, size)
+        try:
+            kind, body = await self._handle(frame, call)
+            if kind is Kind.REPLY and call.parts:
+                parts = call.parts
+                if counted:
+                    more = sum([len(part) for part in parts])
+                    session.count(0, more)
+                    size += more
+            else:
+                parts = ()
+            rest = session.connection.start_send(Frame(kind, frame.method, 0, frame.request_id, 0, body), parts)
+            if rest is not None:
+                # Its deadline is over: it did its work, and to cut this frame short would cut off all other calls.
+                self._set_deadline(session.server.env.monotonic() + session.server.limits.reply_timeout_ms / 1000)
+                await rest
+        except FS3Error as error:
+            logger.debug("reply to %s dropped: %s", call.peer, error)
+        except Exception:
+            logger.exception("reply to %s could not be sent", call.peer)  # a bug; the stream may be broken in the middle
+            await session.connection.aclose()
+        finally:
+            if counted:
+                session.count(-1, -size)
+            if call.release is not None:
+                call.release()
+
+    async def _handle(self, frame: Frame, call: Call) -> tuple[Kind, bytes]:
+        """The kind and the body of the reply."""
+        found = self._session.server.handlers.get(frame.method)
+        if found is None:
+            return Kind.ERROR, encode(ErrorBody.of(FS3Error(Code.UNKNOWN_METHOD, f"method {frame.method}")))
+        method, handler = found
+        try:
+            body = encode(await handler(decode(method.request, frame.body), call))
+            assert len(body) <= BODY_SIZE_MAX, f"reply of {len(body)} bytes"
+            return Kind.REPLY, body
+        except FS3Error as error:
+            return Kind.ERROR, encode(ErrorBody.of(error))
+        except Exception as error:
+            inner = _only(error)
+            if inner is None:
+                logger.exception("%s from %s failed unexpectedly", method.name, call.peer)
+                inner = FS3Error(Code.INTERNAL, f"{method.name}: {type(error).__name__}: {error}")
+            return Kind.ERROR, encode(ErrorBody.of(inner))
+
+
+@types.coroutine
+def _drive(coroutine: Coroutine[Any, Any, None], blocked: Callable[[], None]) -> Generator[Any, Any, None]:
+    """Await `coroutine`; call blocked() when it is about to wait for the first time."""
+    try:
+        trap = coroutine.send(None)
+        blocked()
+        while True:
+            try:
+                answer = yield trap
+            except GeneratorExit:
+                coroutine.close()
+                raise
+            except BaseException as error:
+                trap = coroutine.throw(error)
+            else:
+                trap = coroutine.send(answer)
+    except StopIteration:
+        return
+
+
+def _only(error: BaseException) -> FS3Error | None:
+    """The FS3Error in a group that holds nothing but such, as a handler's nursery raises it."""
+    while isinstance(error, BaseExceptionGroup):
+        if not all(isinstance(inner, FS3Error | BaseExceptionGroup) for inner in error.exceptions):
+            return None
+        error = error.exceptions[0]
+    return error if isinstance(error, FS3Error) else None
+
+
+async def _ping(request: Empty, call: Call) -> Empty:
+    return request

@@ -1,0 +1,372 @@
+"""Frames over TCP. Bulk data travels inline, behind the frame that it belongs to.
+
+Every send and every receive is tried on the non-blocking socket first; a task waits only when the kernel says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Awaitable, Sequence
+
+import trio
+
+from ..errors import Code, ConfigError, FS3Error, ProtocolError
+from ..wire.frame import Frame, Framer, Kind, encode_head, fresh_payload
+from .base import Connection, FileSlice, Listener, Part, Transport
+
+logger = logging.getLogger("fs3.transport.tcp")
+
+_BUFFERS_PER_CALL = 512
+"""Buffers handed to one sendmsg; Linux takes 1024."""
+
+_BYTES_PER_TURN = 8 * 1024 * 1024
+"""What one task receives or sends at most before other tasks get a turn, should the socket never block."""
+
+_BACKLOG = 1024
+_UNACKNOWLEDGED_MS_MAX = 20_000
+_KEEPALIVE_S = 10
+_KEEPALIVE_INTERVAL_S = 5
+_KEEPALIVE_PROBES = 3
+
+_EMPTY = memoryview(b"")
+
+
+class TcpConnection(Connection):
+    """One connected socket."""
+
+    def __init__(self, sock: socket.socket, peer: str) -> None:
+        self.peer = peer
+        self._socket = sock
+        self._fd = sock.fileno()
+        self._framer = Framer(self._allocate)
+        self._frames: deque[Frame] = deque()
+        self._exposed: dict[int, memoryview] = {}
+        self._drained = True  # the last read took all there was, so the next one would block
+        self._sending = False
+        self._turns: deque[trio.lowlevel.Task] = deque()  # wait to send, in order; not empty only while _sending
+        self._closed = ""  # why, once it is
+        _tune(sock)
+
+    # Sending
+
+    async def send(self, frame: Frame, payload: Sequence[Part] = ()) -> None:
+        rest = self.start_send(frame, payload)
+        if rest is not None:
+            await rest
+
+    def start_send(self, frame: Frame, payload: Sequence[Part] = ()) -> Awaitable[None] | None:
+        if self._closed:
+            raise self._lost()
+        length = 0
+        plain = True
+        for part in payload:
+            length += len(part)
+            if type(part) is FileSlice:
+                plain = False
+        head = encode_head(frame.kind, frame.method, frame.flags, frame.request_id, frame.timeout_ms, frame.body, length)
+        if self._sending:
+            return self._send_in_turn(head, payload)
+        sent = 0
+        if plain and len(payload) < _BUFFERS_PER_CALL:
+            try:
+                sent = self._socket.sendmsg([head, *payload]) if length else self._socket.send(head)  # type: ignore[list-item]
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self._close(str(error))
+                raise self._lost() from None
+            if sent == len(head) + length:
+                return None
+        self._sending = True
+        return self._send_rest(head, payload, sent)
+
+    async def _send_in_turn(self, head: bytes, payload: Sequence[Part]) -> None:
+        task = trio.lowlevel.current_task()
+        if self._sending:
+            self._turns.append(task)
+
+            def abort(_: object) -> trio.lowlevel.Abort:
+                self._turns.remove(task)
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(abort)
+        if self._closed:
+            raise self._lost()
+        self._sending = True
+        await self._send_rest(head, payload, 0)
+
+    async def _send_rest(self, head: bytes, payload: Sequence[Part], sent: int) -> None:
+        """Send all but the first `sent` bytes of head and payload; then the next sender has its turn."""
+        total = sent
+        try:
+            run: list[memoryview] = []
+            for part in (head, *payload):
+                if isinstance(part, FileSlice):
+                    total += await self._send_buffers(run, socket.MSG_MORE, total)
+                    run = []
+                    total += await self._send_file(part)
+                elif sent >= len(part):
+                    sent -= len(part)
+                else:
+                    run.append(memoryview(part)[sent:])
+                    sent = 0
+            await self._send_buffers(run, 0, total)
+        except OSError as error:
+            self._close(str(error))
+            raise self._lost() from None
+        finally:
+            self._sending = False
+            if self._turns:
+                self._sending = True
+                trio.lowlevel.reschedule(self._turns.popleft())
+
+    async def _send_buffers(self, run: list[memoryview], flags: int, before: int) -> int:
+        """Send the buffers, whole. before: bytes of this frame that left already. Returns how many are sent."""
+        done = 0
+        at = 0
+        while at < len(run):
+            try:
+                sent = self._socket.sendmsg(run[at : at + _BUFFERS_PER_CALL], (), flags)
+            except BlockingIOError:
+                await self._writable(before + done > 0)
+                continue
+            done += sent
+            while at < len(run) and sent >= len(run[at]):
+                sent -= len(run[at])
+                at += 1
+            if sent:
+                run[at] = run[at][sent:]
+        return done
+
+    async def _send_file(self, part: FileSlice) -> int:
+        done = 0
+        while done < part.length:
+            try:
+                sent = os.sendfile(self._fd, part.fd, part.offset + done, part.length - done)
+            except BlockingIOError:
+                await self._writable(True)
+                continue
+            if sent == 0:
+                raise OSError(errno.EIO, f"file ends {part.length - done} bytes before what was to be sent")
+            done += sent
+        return done
+
+    async def _writable(self, begun: bool) -> None:
+        """Wait until the socket takes more. begun: a part of the frame left, so to give up is to close."""
+        try:
+            await trio.lowlevel.wait_writable(self._fd)
+        except trio.ClosedResourceError:
+            raise self._lost() from None
+        except BaseException:
+            if begun:
+                self._close("a send was given up half way")
+            raise
+        if self._closed:
+            raise self._lost()
+
+    # Receiving
+
+    async def receive(self) -> Frame:
+        if self._frames:
+            return self._frames.popleft()
+        taken = 0
+        framer = self._framer
+        while True:
+            if self._closed:
+                raise self._lost()
+            if self._drained:
+                try:
+                    await trio.lowlevel.wait_readable(self._fd)
+                except trio.ClosedResourceError:
+                    raise self._lost() from None
+            elif taken >= _BYTES_PER_TURN:
+                taken = 0
+                await trio.lowlevel.checkpoint()
+                continue
+            buffer = framer.buffer()
+            try:
+                count = self._socket.recv_into(buffer)
+            except BlockingIOError:
+                self._drained = True
+                continue
+            except OSError as error:
+                self._close(str(error))
+                raise self._lost() from None
+            if count == 0:
+                self._close("closed by the peer")
+                raise self._lost()
+            self._drained = count < len(buffer)
+            taken += count
+            frames = self._parse(count)
+            if frames:
+                if len(frames) > 1:
+                    self._frames.extend(frames[1:])
+                return frames[0]
+
+    def _parse(self, count: int) -> list[Frame]:
+        try:
+            return self._framer.received(count)
+        except ProtocolError as error:
+            if not self._closed:
+                logger.warning("closed the connection with %s: %s", self.peer, error.message)
+            self._close(error.message)
+            raise
+
+    def _allocate(self, frame: Frame) -> memoryview:
+        if frame.kind is Kind.REPLY:
+            into = self._exposed.get(frame.request_id)
+            if into is not None and len(into) >= frame.payload_length:
+                return into
+        return fresh_payload(frame)
+
+    def expose(self, request_id: int, into: memoryview) -> None:
+        self._exposed[request_id] = into
+
+    async def withdraw(self, request_id: int) -> None:
+        self._exposed.pop(request_id, None)
+        self._framer.abandon(request_id)
+
+    async def fetch(self, frame: Frame) -> memoryview:
+        return frame.payload if frame.payload is not None else _EMPTY
+
+    # Closing
+
+    async def aclose(self) -> None:
+        self._close("closed")
+
+    def _close(self, reason: str) -> None:
+        if self._closed:
+            return
+        self._closed = reason or "closed"
+        self._frames.clear()
+        trio.lowlevel.notify_closing(self._fd)
+        self._socket.close()
+        for task in self._turns:
+            trio.lowlevel.reschedule(task)
+        self._turns.clear()
+
+    def _lost(self) -> FS3Error:
+        return FS3Error(Code.CONNECTION_LOST, f"connection with {self.peer}: {self._closed}")
+
+
+class TcpListener(Listener):
+    """One listening socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._fd = sock.fileno()
+        self._closed = False
+        self.address = _format(sock.getsockname())
+
+    async def accept(self) -> Connection:
+        while True:
+            if self._closed:
+                raise FS3Error(Code.CONNECTION_LOST, f"listener {self.address} is closed")
+            try:
+                sock, name = self._socket.accept()
+            except BlockingIOError:
+                try:
+                    await trio.lowlevel.wait_readable(self._fd)
+                except trio.ClosedResourceError:
+                    pass
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    logger.error("%s cannot accept connections: %s", self.address, error.strerror)
+                    await trio.sleep(0.1)
+                # Anything else is that one connection's failure, such as ECONNABORTED.
+            else:
+                sock.setblocking(False)
+                return TcpConnection(sock, _format(name))
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            trio.lowlevel.notify_closing(self._fd)
+            self._socket.close()
+
+
+class TcpTransport(Transport):
+    """Addresses `tcp://host:port`; an IPv6 address stands in brackets."""
+
+    async def connect(self, address: str) -> Connection:
+        host, port = split_address(address)
+        reason = "no address"
+        try:
+            candidates = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise FS3Error(Code.CONNECT_FAILED, f"{address}: {error.strerror or error}") from None
+        for family, kind, protocol, _, name in candidates:
+            sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+            try:
+                reason = await _connect(sock, name)
+                if not reason:
+                    return TcpConnection(sock, address)
+            except BaseException:
+                sock.close()
+                raise
+            sock.close()
+        raise FS3Error(Code.CONNECT_FAILED, f"{address}: {reason}")
+
+    async def listen(self, address: str) -> Listener:
+        host, port = split_address(address)
+        try:
+            candidates = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, kind, protocol, _, name = candidates[0]
+            sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind(name)
+                sock.listen(_BACKLOG)
+                return TcpListener(sock)
+            except BaseException:
+                sock.close()
+                raise
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {address}: {error.strerror or error}") from None
+
+
+async def _connect(sock: socket.socket, name: object) -> str:
+    """Connect; returns why it failed, or nothing."""
+    code = sock.connect_ex(name)  # type: ignore[arg-type]
+    if code == errno.EINPROGRESS:
+        await trio.lowlevel.wait_writable(sock.fileno())
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        return os.strerror(code)
+    # A dead port in the ephemeral range may be drawn as our own: TCP then connects the socket with itself.
+    return "nobody listens there" if sock.getsockname() == sock.getpeername() else ""
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `tcp://host:port`. Raises ConfigError."""
+    scheme, _, rest = address.partition("://")
+    host, separator, port = rest.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""  # an IPv6 address without brackets: where its port starts is anybody's guess
+    if scheme != "tcp" or not separator or not host or not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ConfigError(f"bad address {address!r}: expected tcp://host:port, such as tcp://127.0.0.1:7000")
+    return host, int(port)
+
+
+def _format(name: tuple[str, int] | tuple[str, int, int, int]) -> str:
+    host, port = name[:2]
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def _tune(sock: socket.socket) -> None:
+    """Small frames leave at once; a peer that vanished is noticed, idle or not."""
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS_MAX)
+    except OSError as error:
+        logger.debug("socket options: %s", error)  # such as a connection that was reset before it was accepted

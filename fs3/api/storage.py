@@ -68,6 +68,7 @@ class Update:
 
     length: of the payload in bytes (WRITE, REPLACE), or the new length (TRUNCATE). chunk_size: how long it may get.
     checksums: of the payload's pieces. version: 0 from a client; between replicas the version that this update makes.
+    commit_chain_version: of a REPLACE in a resync, the chain version at which the content was committed; else 0.
     """
 
     tag: RequestTag
@@ -81,6 +82,7 @@ class Update:
     chunk_size: int
     checksums: tuple[int, ...]
     version: int = 0
+    commit_chain_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,256 @@
+"""The `fs3` command: starts, stops, shows and mounts clusters."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+import trio
+from rich.console import Console
+
+from ..config import parse_size
+from ..daemon import EXIT_CONFIG, EXIT_ERROR, EXIT_OK, version
+from ..errors import Code, ConfigError, FS3Error
+from . import mounting
+from . import status as status_report
+from . import up as cluster
+from .detach import detached
+from .folder import DataFolder
+from .supervisor import Supervised
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_WIDTH_OF_PIPES = 200
+
+
+def size(text: str) -> int:
+    """A number of bytes such as 64KiB."""
+    try:
+        return parse_size(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r}: expected a size such as 1MiB or 65536") from None
+
+
+def folder(text: str) -> Path:
+    """A path, made absolute without following links."""
+    return Path(os.path.abspath(text))
+
+
+def console() -> Console:
+    """Where output goes: with colours on a terminal, wide and without colours in a pipe."""
+    return Console(width=None if sys.stdout.isatty() else _WIDTH_OF_PIPES, highlight=False)
+
+
+def say(line: str) -> None:
+    """One line of progress, with the time of day."""
+    click.echo(f"{time.strftime('%H:%M:%S')} {line}")
+
+
+data_option = click.option(
+    "--data",
+    type=folder,
+    metavar="DIR",
+    default="./data",
+    show_default=True,
+    envvar="FS3_DATA",
+    help="The cluster's data folder.",
+)
+mgmtd_option = click.option(
+    "--mgmtd", metavar="ADDR[,ADDR...]", help="Management daemons, such as tcp://10.0.0.1:7000, instead of --data."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version(), prog_name="fs3", message="%(prog)s %(version)s")
+def cli() -> None:
+    """fs3, a distributed POSIX file system for AI clusters.
+
+    `fs3 up` runs a whole cluster on this machine. The daemons of a real cluster are fs3-mgmtd, fs3-meta, fs3-storage and
+    fs3-mount; see docs/operations.md.
+    """
+
+
+@cli.command()
+@data_option
+@click.option(
+    "--mount",
+    type=folder,
+    metavar="DIR",
+    default="./mnt",
+    show_default=True,
+    help="Where to mount it; made if it does not exist.",
+)
+@click.option("--storages", type=int, default=3, show_default=True, help="How many storage daemons.")
+@click.option("--replicas", type=int, default=3, show_default=True, help="On how many storage daemons each chunk is kept.")
+@click.option(
+    "--chunk-size",
+    type=size,
+    metavar="SIZE",
+    default="1MiB",
+    show_default=True,
+    help="Of new files: a power of two, 64KiB to 64MiB.",
+)
+@click.option("--no-mount", is_flag=True, help="Run the daemons only.")
+@click.option(
+    "--foreground/--detach",
+    default=True,
+    show_default="foreground",
+    help="Stay until Ctrl-C, or return once all works (stop it by `fs3 down`).",
+)
+@click.pass_context
+def up(
+    ctx: click.Context,
+    data: Path,
+    mount: Path,
+    storages: int,
+    replicas: int,
+    chunk_size: int,
+    no_mount: bool,
+    foreground: bool,
+) -> None:
+    """Run a cluster on this machine and mount it.
+
+    The first start makes the data folder: configuration in DATA/config/*.toml, one folder per daemon, logs in DATA/log.
+    Later starts find it all again; --storages, --replicas and --chunk-size are fixed by the first. A daemon that dies is
+    started again. Ctrl-C stops everything, the mount first.
+    """
+    values = {"storages": storages, "replicas": replicas, "chunk_size": chunk_size}
+    given = {key: value for key, value in values.items() if _given(ctx, key)}
+    plan = cluster.Plan(DataFolder(data), None if no_mount else mount, given)
+    if foreground:
+        cluster.run(plan, say, lambda entries: welcome(plan, entries, "Ctrl-C stops it all."))
+        return
+    cluster.preflight(plan)
+
+    def child(done: Callable[[], None]) -> int:
+        def ready(entries: list[Supervised]) -> None:
+            welcome(plan, entries, f"fs3 down --data {data}   stops it all.")
+            done()
+
+        return guarded(lambda: cluster.run(plan, say, ready))
+
+    sys.exit(detached(child, plan.folder.log / "up.log"))
+
+
+def _given(ctx: click.Context, key: str) -> bool:
+    return ctx.get_parameter_source(key) is not click.core.ParameterSource.DEFAULT
+
+
+def welcome(plan: cluster.Plan, entries: list[Supervised], stop: str) -> None:
+    """What runs where, and what to try next."""
+    out = console()
+    table = status_report.plain_table("daemon", "pid", "address", "log")
+    for entry in entries:
+        where = entry.daemon.address or str(plan.mount)
+        table.add_row(entry.daemon.name, str(entry.pid), where, str(entry.daemon.log))
+    out.print(table)
+    out.print(f"\nThe cluster runs on {plan.folder.path}; its configuration is in {plan.folder.config}.")
+    out.print("Try next:")
+    if plan.mount is not None:
+        out.print(f"  cp -a /usr/lib/python3 {plan.mount}/ && diff -r /usr/lib/python3 {plan.mount}/python3")
+    out.print(f"  fs3 status --data {plan.folder.path}")
+    out.print(f"  kill -9 a storage daemon from above and keep working\n{stop}")
+
+
+@cli.command()
+@data_option
+def down(data: Path) -> None:
+    """Stop the cluster that `fs3 up` runs on this data, in the foreground of another terminal or detached."""
+    cluster.down(DataFolder(data), say)
+
+
+@cli.command()
+@data_option
+@mgmtd_option
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def status(data: Path, mgmtd: str | None, as_json: bool) -> None:
+    """Show nodes, chains, targets, capacity and mounts.
+
+    Exit code: 0 when all targets serve, 1 when they do not or when no management daemon answers.
+    """
+    found = trio.run(status_report.gather, addresses(data, mgmtd))
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        status_report.render(found, console())
+    sys.exit(EXIT_OK if found["serving"] else EXIT_ERROR)
+
+
+@cli.command()
+@click.argument("mount_point", type=folder)
+@data_option
+@mgmtd_option
+@click.option("--foreground", is_flag=True, help="Stay until Ctrl-C or `fs3 umount`.")
+@click.option("--log", type=folder, metavar="FILE", help="Where a background mount logs (default: ~/.local/state/fs3).")
+@click.option("--write-behind", is_flag=True, help="Gather small writes in memory: faster, see docs/operations.md.")
+def mount(mount_point: Path, data: Path, mgmtd: str | None, foreground: bool, log: Path | None, write_behind: bool) -> None:
+    """Mount a running cluster at MOUNT_POINT, which is made if it does not exist."""
+    found = addresses(data, mgmtd)
+    extra = ["--write-behind"] if write_behind else []
+    if foreground:
+        mounting.mount_here(mount_point, found, extra)
+    log = log or mounting.default_log(mount_point)
+    mounting.mount(mount_point, found, extra, log)
+    click.echo(f"mounted at {mount_point} (log: {log}); `fs3 umount {mount_point}` ends it")
+
+
+@cli.command()
+@click.argument("mount_point", type=folder)
+@click.option("--lazy", is_flag=True, help="Detach it now, even while files on it are open.")
+def umount(mount_point: Path, lazy: bool) -> None:
+    """Unmount fs3 from MOUNT_POINT."""
+    mounting.umount(mount_point, lazy=lazy)
+
+
+def addresses(data: Path, mgmtd: str | None) -> tuple[str, ...]:
+    """The management daemons' addresses, as given or as the data folder says."""
+    if mgmtd is not None:
+        found = tuple(part.strip() for part in mgmtd.split(",") if part.strip())
+        if not found or not all("://" in address for address in found):
+            raise ConfigError(f"--mgmtd: expected addresses such as tcp://127.0.0.1:7000, found {mgmtd!r}")
+        return found
+    cluster_folder = DataFolder(data)
+    if not cluster_folder.exists():
+        raise ConfigError(f"{data}: no fs3 data here; give --data or --mgmtd")
+    return cluster_folder.mgmtd()
+
+
+def guarded(act: Callable[[], Any]) -> int:
+    """Run a command; an error becomes one line and an exit code."""
+    try:
+        act()
+    except FS3Error as error:
+        return _failed(error)
+    except BaseExceptionGroup as group:
+        wanted, rest = group.split(FS3Error)
+        if wanted is None or rest is not None:
+            raise
+        return _failed(_first(wanted))
+    return EXIT_OK
+
+
+def _first(error: BaseException) -> FS3Error:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, FS3Error)
+    return error
+
+
+def _failed(error: FS3Error) -> int:
+    click.echo(f"fs3: {error.message or error.code.name}", err=True)
+    return EXIT_CONFIG if error.code in (Code.CONFIG, Code.FORMAT_VERSION) else EXIT_ERROR
+
+
+def main() -> NoReturn:
+    """The entry point."""
+    sys.exit(guarded(cli))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,10 @@
 Reads see one snapshot, taken at the first read, overlaid with the transaction's own writes. A commit fails with
 FS3Error(CONFLICT) when a key or range read (other than by snapshot reads) was written by a transaction that committed
 after that snapshot. COMMIT_UNKNOWN means that the commit may or may not have happened. Both are retryable: see transact.
+What the transaction's own writes alone decide (a key that it set, a range that it cleared) is not read from the store
+and does not conflict. A transaction that writes nothing always commits. Keys are below b"\xff", and a range ends there
+at the latest; an empty or inverted range holds nothing. To break these rules or to use a transaction after its commit
+is a bug of the caller: an assertion.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ TRANSACTION_AGE_MAX_MS = 5_000
 class Txn(ABC):
     """One transaction. Not to be shared between tasks that run at once."""
 
+    __slots__ = ()
+
     @abstractmethod
     async def get(self, key: bytes, *, snapshot: bool = False) -> bytes | None:
         """The value of a key, None where it is absent. A snapshot read causes no conflict."""
@@ -35,7 +41,7 @@ class Txn(ABC):
 
     @abstractmethod
     def set(self, key: bytes, value: bytes) -> None:
-        """Write. Raises KEY_TOO_LARGE, VALUE_TOO_LARGE."""
+        """Write. Raises KEY_TOO_LARGE (as do clear and atomic_add), VALUE_TOO_LARGE."""
 
     @abstractmethod
     def clear(self, key: bytes) -> None: ...
@@ -49,7 +55,7 @@ class Txn(ABC):
 
     @abstractmethod
     def add_read_conflict_range(self, begin: bytes, end: bytes) -> None:
-        """Conflict as if the range had been read."""
+        """Conflict as if the range had been read. This takes no snapshot, only a read does."""
 
     def add_read_conflict_key(self, key: bytes) -> None:
         self.add_read_conflict_range(key, key + b"\x00")
@@ -72,6 +78,8 @@ class Txn(ABC):
 
 class KVEngine(ABC):
     """A store."""
+
+    __slots__ = ()
 
     @abstractmethod
     def transaction(self) -> Txn:

@@ -1,0 +1,448 @@
+"""The storage client: chunks of chains, whatever happens to the daemons that hold them.
+
+Every call retries until its deadline: a lost connection means another replica, or the same daemon once it is back; a wrong
+chain version means newer routing. A change keeps its RequestTag over all its retries, so that it is done once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import trio
+
+from ..api.common import Method, Rep, Req
+from ..api.storage import (
+    QUERY,
+    READ,
+    READ_RANGES_MAX,
+    REMOVE_FILE,
+    SYNC,
+    WRITE,
+    QueryReply,
+    QueryRequest,
+    ReadRange,
+    ReadRequest,
+    ReadResult,
+    RemoveFileReply,
+    RemoveFileRequest,
+    SyncReply,
+    SyncRequest,
+    Update,
+    UpdateKind,
+    UpdateResult,
+    WriteRequest,
+)
+from ..checksum import Buffer, piece_checksums
+from ..env import Env
+from ..errors import Code, FS3Error, ProtocolError
+from ..ids import ChunkId, RequestTag
+from ..routing import Chain, RoutingInfo
+from ..transport.base import Part
+from ..wire.frame import PAYLOAD_SIZE_MAX
+from .channels import ChannelPool
+from .retry import Action, Backoff, action_for
+from .selection import ReplicaSelector
+
+logger = logging.getLogger("fs3.client.storage")
+
+T = TypeVar("T")
+
+ATTEMPT_S = 5.0
+"""How long one attempt may take before the next one, besides what its bytes need at SLOWEST_BYTES_PER_S."""
+SLOWEST_BYTES_PER_S = 8 * 1024 * 1024
+
+OWN_REQUEST_BYTES = 128 * 1024
+"""A read of at least this size is a request of its own, landing in place; smaller ones share a request per node."""
+
+COMPLAIN_AFTER_S = 2.0
+"""A call that has met errors for this long says so in the log, once."""
+
+BACKOFF = Backoff()
+
+
+class Caller(Protocol):
+    """What this module needs of RpcClient."""
+
+    async def call(
+        self, address: str, method: Method[Req, Rep], request: Req, *, deadline: float, payload: Sequence[Part] = ()
+    ) -> Rep: ...
+
+    async def call_bulk(
+        self,
+        address: str,
+        method: Method[Req, Rep],
+        request: Req,
+        *,
+        deadline: float,
+        payload: Sequence[Part] = (),
+        into: memoryview | None = None,
+    ) -> tuple[Rep, memoryview]: ...
+
+
+class RoutingSource(Protocol):
+    """What this module needs of MgmtdClient."""
+
+    @property
+    def routing(self) -> RoutingInfo: ...
+
+    async def wait_change(self, version: int) -> RoutingInfo: ...
+
+
+@dataclass(slots=True)
+class ChunkRead:
+    """Read len(into) bytes at `offset` of a chunk into `into`."""
+
+    chain: int
+    chunk: ChunkId
+    offset: int
+    into: memoryview
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Reads that go to one node in one request. items: (position in the caller's list, target)."""
+
+    node: int
+    address: str
+    items: list[tuple[int, int]]
+    bytes: int
+
+
+@dataclass(slots=True)
+class _Failure:
+    position: int
+    target: int
+    """0 where no target could be asked."""
+    error: FS3Error
+
+
+class _Retry:
+    """The course of one call's attempts: counts failures, waits between them, gives up at the deadline."""
+
+    __slots__ = ("_attempt", "_client", "_complained", "_deadline", "_started", "_what")
+
+    def __init__(self, client: StorageClient, what: str, deadline: float) -> None:
+        self._client = client
+        self._what = what
+        self._deadline = deadline
+        self._attempt = 0
+        self._started = 0.0
+        self._complained = False
+
+    async def pause(self, error: FS3Error, routing_version: int) -> None:
+        """Wait before the next attempt: until newer routing comes, at most for the back-off.
+
+        Raises DEADLINE_EXCEEDED when the deadline would pass meanwhile.
+        """
+        env = self._client.env
+        now = env.monotonic()
+        if self._attempt == 0:
+            self._started = now
+        self._attempt += 1
+        delay = BACKOFF.delay_s(self._attempt, env.random.random)
+        if now + delay >= self._deadline:
+            raise FS3Error(Code.DEADLINE_EXCEEDED, f"{self._what}: {error}")
+        if not self._complained and now - self._started > COMPLAIN_AFTER_S:
+            self._complained = True
+            logger.warning("%s: retrying for %.0f s now: %s", self._what, now - self._started, error)
+        env.metrics.count("client.storage_retries")
+        with trio.move_on_after(delay):
+            await self._client.mgmtd.wait_change(routing_version)
+
+
+class StorageClient:
+    """Reads and changes chunks. Deadlines are env.monotonic() seconds; past them calls raise DEADLINE_EXCEEDED.
+
+    client_id: the random id of this process incarnation, for request tags. host: this machine's name, as nodes report
+    theirs, so that replicas on it are preferred.
+    """
+
+    def __init__(self, env: Env, rpc: Caller, mgmtd: RoutingSource, client_id: int, host: str = "") -> None:
+        self.env = env
+        self.mgmtd = mgmtd
+        self._rpc = rpc
+        self._channels = ChannelPool(client_id)
+        self._selector = ReplicaSelector(host, client_id)
+
+    # Reading
+
+    async def read(self, reads: Sequence[ChunkRead], *, deadline: float) -> list[int]:
+        """Fill every read's `into`; returns how many bytes each chunk really had there. The rest is zeroed.
+
+        Raises FS3Error(DEADLINE_EXCEEDED), naming the last error, when not all could be read in time.
+        """
+        lengths = [0] * len(reads)
+        pending: Sequence[int] = range(len(reads))
+        tried: dict[int, frozenset[int]] = {}
+        retry: _Retry | None = None
+        while True:
+            routing = self.mgmtd.routing
+            failures: list[_Failure] = []
+            batches = self._plan(routing, reads, pending, tried, failures)
+            if len(batches) == 1:
+                await self._read_batch(routing, batches[0], reads, lengths, failures, deadline)
+            else:
+                async with trio.open_nursery() as nursery:
+                    for batch in batches:
+                        nursery.start_soon(self._read_batch, routing, batch, reads, lengths, failures, deadline)
+            if not failures:
+                return lengths
+            if retry is None:
+                retry = _Retry(self, f"read of {reads[failures[0].position].chunk}", deadline)
+            error = self._judge(routing, reads, failures, tried)
+            if error is not None:
+                await retry.pause(error, routing.version)
+            pending = [failure.position for failure in failures]
+
+    def _plan(
+        self,
+        routing: RoutingInfo,
+        reads: Sequence[ChunkRead],
+        pending: Sequence[int],
+        tried: dict[int, frozenset[int]],
+        failures: list[_Failure],
+    ) -> list[_Batch]:
+        """Pick a replica for each pending read and gather the small ones by node."""
+        now = self.env.monotonic()
+        batches: list[_Batch] = []
+        shared: dict[int, _Batch] = {}
+        for position in pending:
+            read = reads[position]
+            chain = routing.chains.get(read.chain)
+            untried = tried.get(position, frozenset())
+            target = self._selector.pick(routing, chain, read.chunk, untried, now) if chain is not None else None
+            node = routing.node_of(target) if target is not None else None
+            if target is None or node is None:
+                error = FS3Error(Code.CHAIN_UNAVAILABLE, f"chain {read.chain} has no serving target")
+                failures.append(_Failure(position, 0, error))
+                continue
+            size = len(read.into)
+            batch = shared.get(node.id) if size < OWN_REQUEST_BYTES else None
+            if batch is not None and len(batch.items) < READ_RANGES_MAX and batch.bytes + size <= PAYLOAD_SIZE_MAX:
+                batch.items.append((position, target))
+                batch.bytes += size
+                continue
+            batch = _Batch(node.id, node.address, [(position, target)], size)
+            batches.append(batch)
+            if size < OWN_REQUEST_BYTES:
+                shared[node.id] = batch
+        return batches
+
+    async def _read_batch(
+        self,
+        routing: RoutingInfo,
+        batch: _Batch,
+        reads: Sequence[ChunkRead],
+        lengths: list[int],
+        failures: list[_Failure],
+        deadline: float,
+    ) -> None:
+        """Send one request and take in what it answers; what failed goes to `failures`."""
+        ranges = []
+        for position, target in batch.items:
+            read = reads[position]
+            version = routing.chains[read.chain].version
+            ranges.append(ReadRange(read.chain, version, target, read.chunk, read.offset, len(read.into)))
+        alone = len(ranges) == 1
+        into = reads[batch.items[0][0]].into if alone else memoryview(bytearray(batch.bytes))
+        started = self.env.monotonic()
+        limit = min(deadline, started + ATTEMPT_S + batch.bytes / SLOWEST_BYTES_PER_S)
+        try:
+            reply, payload = await self._rpc.call_bulk(
+                batch.address, READ, ReadRequest(tuple(ranges)), deadline=limit, into=into
+            )
+            if len(reply.results) != len(ranges):
+                raise ProtocolError(f"{batch.address} answered {len(reply.results)} of {len(ranges)} ranges")
+        except FS3Error as error:
+            if action_for(error) is Action.ELSEWHERE:
+                self._selector.failed(batch.node, self.env.monotonic())
+            failures.extend([_Failure(position, target, error) for position, target in batch.items])
+            return
+        now = self.env.monotonic()
+        self._selector.succeeded(batch.node, now - started, now)
+        at = 0
+        for (position, target), result in zip(batch.items, reply.results, strict=True):
+            data = payload[at : at + result.length]
+            at += result.length
+            failed = _take(reads[position], data, result, alone)
+            if failed is None:
+                lengths[position] = result.length
+            else:
+                if failed.code is Code.CHECKSUM:
+                    self.env.metrics.count("client.checksum_errors")
+                    logger.error("%s, target %d: %s", batch.address, target, failed)
+                failures.append(_Failure(position, target, failed))
+
+    def _judge(
+        self,
+        routing: RoutingInfo,
+        reads: Sequence[ChunkRead],
+        failures: list[_Failure],
+        tried: dict[int, frozenset[int]],
+    ) -> FS3Error | None:
+        """Decide what each failed read tries next. Returns the error to wait about; None when all can go on at once.
+
+        Raises the error of a read that cannot succeed.
+        """
+        wait: FS3Error | None = None
+        for failure in failures:
+            action = action_for(failure.error)
+            if action is Action.GIVE_UP:
+                raise failure.error
+            if action is Action.ELSEWHERE:
+                serving = routing.chains[reads[failure.position].chain].serving()
+                if failure.error.code is Code.CHUNK_PENDING and failure.target != serving[-1]:
+                    tried[failure.position] = frozenset(serving[:-1])  # the tail never has a pending version for long
+                    continue
+                others = tried.get(failure.position, frozenset()) | {failure.target}
+                if not others.issuperset(serving):
+                    tried[failure.position] = others
+                    continue
+            tried.pop(failure.position, None)
+            wait = failure.error
+        return wait
+
+    # Changing
+
+    async def write(
+        self, chain: int, chunk: ChunkId, offset: int, data: Buffer, chunk_size: int, *, deadline: float
+    ) -> UpdateResult:
+        """Write `data` at `offset` of a chunk, on all its replicas. Raises NO_SPACE, DEADLINE_EXCEEDED."""
+        checksums = piece_checksums(data, offset)
+        return await self._update(
+            chain, chunk, UpdateKind.WRITE, offset, len(data), chunk_size, deadline, checksums, (data,)
+        )
+
+    async def truncate(self, chain: int, chunk: ChunkId, length: int, chunk_size: int, *, deadline: float) -> UpdateResult:
+        """Make a chunk `length` bytes long, cutting it or adding zeros; one that is absent is made only if length > 0."""
+        return await self._update(chain, chunk, UpdateKind.TRUNCATE, 0, length, chunk_size, deadline)
+
+    async def _update(
+        self,
+        chain_id: int,
+        chunk: ChunkId,
+        kind: UpdateKind,
+        offset: int,
+        length: int,
+        chunk_size: int,
+        deadline: float,
+        checksums: tuple[int, ...] = (),
+        payload: Sequence[Part] = (),
+    ) -> UpdateResult:
+        assert offset >= 0 and offset + length <= chunk_size, (offset, length, chunk_size)
+
+        async def update(tag: RequestTag) -> UpdateResult:
+            async def send(address: str, chain: Chain, head: int, limit: float) -> UpdateResult:
+                change = Update(tag, chain_id, chain.version, head, chunk, kind, offset, length, chunk_size, checksums)
+                reply = await self._rpc.call(address, WRITE, WriteRequest((change,)), deadline=limit, payload=payload)
+                if len(reply.results) != 1:
+                    raise ProtocolError(f"{address} answered {len(reply.results)} updates instead of one")
+                result = reply.results[0]
+                if result.code:
+                    raise _error(result.code, result.message)
+                return result
+
+            return await self._at_head(f"{kind.name} of {chunk}", chain_id, send, deadline, length)
+
+        return await self._tagged(update)
+
+    async def remove_file(self, chain: int, inode: int, first_index: int, *, deadline: float) -> int:
+        """Remove a file's chunks on a chain from first_index on; returns how many there were."""
+        removed = 0
+        more = True
+        while more:
+
+            async def step(tag: RequestTag) -> RemoveFileReply:
+                async def send(address: str, info: Chain, head: int, limit: float) -> RemoveFileReply:
+                    request = RemoveFileRequest(tag, chain, info.version, head, inode, first_index)
+                    return await self._rpc.call(address, REMOVE_FILE, request, deadline=limit)
+
+                return await self._at_head(f"removal of inode {inode}", chain, send, deadline)
+
+            reply = await self._tagged(step)
+            removed += reply.removed
+            more = reply.more
+        return removed
+
+    async def query(self, chain: int, inode: int, first_index: int = 0, *, deadline: float) -> QueryReply:
+        """What a file has on a chain, chunks before first_index left out."""
+
+        async def send(address: str, info: Chain, head: int, limit: float) -> QueryReply:
+            request = QueryRequest(chain, info.version, head, inode, first_index)
+            return await self._rpc.call(address, QUERY, request, deadline=limit)
+
+        return await self._at_head(f"query of inode {inode}", chain, send, deadline)
+
+    async def sync(self, chain: int, chunks: Sequence[ChunkId], *, deadline: float) -> None:
+        """Make chunks durable on every serving replica of a chain; no chunks given means all that the chain holds."""
+
+        async def send(address: str, info: Chain, head: int, limit: float) -> SyncReply:
+            request = SyncRequest(chain, info.version, head, tuple(chunks))
+            return await self._rpc.call(address, SYNC, request, deadline=limit)
+
+        await self._at_head(f"sync of chain {chain}", chain, send, deadline, attempt_s=max(ATTEMPT_S, 15.0))
+
+    async def _tagged(self, request: Callable[[RequestTag], Awaitable[T]]) -> T:
+        """Run one request on a channel of its own."""
+        channel = self._channels.take()
+        settled = False
+        try:
+            result = await request(channel.next_tag())
+            settled = True
+            return result
+        finally:
+            self._channels.give_back(channel, settled)
+
+    async def _at_head(
+        self,
+        what: str,
+        chain_id: int,
+        send: Callable[[str, Chain, int, float], Awaitable[T]],
+        deadline: float,
+        size: int = 0,
+        attempt_s: float = ATTEMPT_S,
+    ) -> T:
+        """Run `send(address, chain, head target, attempt's deadline)` at the chain's head until it succeeds."""
+        retry: _Retry | None = None
+        attempt_s += size / SLOWEST_BYTES_PER_S
+        while True:
+            routing = self.mgmtd.routing
+            chain = routing.chains.get(chain_id)
+            head = chain.head() if chain is not None else None
+            node = routing.node_of(head) if head is not None else None
+            try:
+                if chain is None or head is None or node is None:
+                    raise FS3Error(Code.CHAIN_UNAVAILABLE, f"chain {chain_id} has no serving target")
+                return await send(node.address, chain, head, min(deadline, self.env.monotonic() + attempt_s))
+            except FS3Error as error:
+                if action_for(error) is Action.GIVE_UP:
+                    raise
+                if retry is None:
+                    retry = _Retry(self, what, deadline)
+                await retry.pause(error, routing.version)
+
+
+def _take(read: ChunkRead, data: memoryview, result: ReadResult, in_place: bool) -> FS3Error | None:
+    """Verify one range's bytes and put them where they belong. Returns what is wrong with them."""
+    if result.code:
+        return _error(result.code, result.message)
+    if len(data) != result.length or result.length > len(read.into):
+        return ProtocolError(f"{read.chunk}: {result.length} bytes announced, {len(data)} came, {len(read.into)} asked")
+    if piece_checksums(data, read.offset) != result.checksums:
+        return FS3Error(Code.CHECKSUM, f"{read.chunk}: bytes at {read.offset} do not match their checksums")
+    if not in_place:
+        read.into[: result.length] = data
+    missing = len(read.into) - result.length
+    if missing:
+        read.into[result.length :] = bytes(missing)
+    return None
+
+
+def _error(code: int, message: str) -> FS3Error:
+    try:
+        return FS3Error(Code(code), message)
+    except ValueError:
+        return FS3Error(Code.INTERNAL, f"error {code} of a newer peer: {message}")

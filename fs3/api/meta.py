@@ -352,6 +352,28 @@ class ListxattrReply:
     names: tuple[bytes, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class AppendRequest:
+    """Reserve `length` bytes at the end of a file that is open for writing, for one O_APPEND write: the file is as much
+    longer when the reply comes, and nobody else gets the same range. length_hint, truncate_version: as in ReportRequest."""
+
+    tag: RequestTag
+    client: int
+    inode: int
+    session: int
+    length: int
+    length_hint: int
+    truncate_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class AppendReply:
+    """offset: of the reserved range. attr: of the file, the range included."""
+
+    offset: int
+    attr: Attr
+
+
 LOOKUP = Method(200, "meta.lookup", LookupRequest, AttrReply)
 GETATTR = Method(201, "meta.getattr", GetattrRequest, AttrReply)
 SETATTR = Method(202, "meta.setattr", SetattrRequest, AttrReply)
@@ -370,3 +392,4 @@ STATFS = Method(214, "meta.statfs", Empty, StatfsReply)
 SETXATTR = Method(215, "meta.setxattr", SetxattrRequest, Empty)
 GETXATTR = Method(216, "meta.getxattr", GetxattrRequest, GetxattrReply)
 LISTXATTR = Method(217, "meta.listxattr", ListxattrRequest, ListxattrReply)
+APPEND = Method(218, "meta.append", AppendRequest, AppendReply)

@@ -30,7 +30,8 @@ def setup(name: str, level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine())
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    # Whatever else watches (a test's capture) stays; a second call replaces what the first one made.
+    root.handlers[:] = [other for other in root.handlers if not isinstance(other.formatter, OneLine)] + [handler]
     root.setLevel(level.upper())
     logging.captureWarnings(True)
     logging.getLogger(f"fs3.{name}").debug("log level %s", level)

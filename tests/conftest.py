@@ -1,18 +1,44 @@
-"""One real cluster for all tests that hurt nobody."""
+"""One real cluster for all tests that hurt nobody; and what no test may leave behind: error records, mounts."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fs3.cli.mounts import mounts, unmount
 from tests.process import harness
 
 TEST_LIMIT_S = 180.0
+
+
+@pytest.fixture(autouse=True)
+def no_error_records(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """An ERROR record is something that an operator must act on: a test that does not expect one fails."""
+    yield
+    if request.node.get_closest_marker("expects_error_log") is None:
+        records = caplog.get_records("setup") + caplog.get_records("call")
+        bad = [f"{r.levelname} {r.name}: {r.getMessage()}" for r in records if r.levelno >= logging.ERROR]
+        assert not bad, bad
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_mounts_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Temporary folders lie below one base, and nothing may be mounted there at the end."""
+    base = tmp_path_factory.mktemp("t", numbered=False)
+    before, tempfile.tempdir = tempfile.tempdir, str(base)
+    yield
+    tempfile.tempdir = before
+    left = [mount.path for mount in mounts() if base.parent in mount.path.parents]
+    for path in left:
+        unmount(path, lazy=True)
+    assert not left, f"mounts left behind: {left}"
 
 
 @pytest.fixture(scope="session")

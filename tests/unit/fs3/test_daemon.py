@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,16 @@ class Example:
     grace_ms: int = option(3000, help="how long", unit="ms")
     sync: bool = option(True, help="sync or not")
     log_level: str = option("info", help="how much", choices=("info", "debug"))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
 
 
 def end(run: Any, *argv: str) -> int:
@@ -90,6 +101,7 @@ def test_an_unknown_key_ends_it_with_2(tmp_path: Path, capsys: pytest.CaptureFix
 
 SCRIPT = """
 import sys, trio
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fs3.daemon import main
 

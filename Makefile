@@ -1,0 +1,42 @@
+# make run: a cluster on this machine.  make test: the tests.  ARGS="..." goes to the program that is run.
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help run test lint type bench image clean
+
+help:
+	@echo "make run     install what is missing, run a cluster here and mount it at ./mnt (ARGS: see 'fs3 up --help')"
+	@echo "make test    install what is missing and run the tests (ARGS: for pytest)"
+	@echo "make lint    style, types and import contracts"
+	@echo "make type    types only"
+	@echo "make bench   compare with JuiceFS on this machine (ARGS: see tests/bench/compare.py --help)"
+	@echo "make image   build the container image fs3:latest"
+	@echo "make clean   remove the virtual environment and caches; data and mounts stay"
+
+run:
+	@scripts/prepare $(VENV) run
+	@$(BIN)/fs3 up $(ARGS)
+
+test:
+	@scripts/prepare $(VENV) test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: type
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+type:
+	@scripts/prepare $(VENV) test
+	$(BIN)/mypy
+
+bench:
+	@scripts/prepare $(VENV) test
+	$(BIN)/python tests/bench/compare.py $(ARGS)
+
+image:
+	docker build -f docker/Dockerfile -t fs3:latest .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -8,6 +8,7 @@ worker with it: at that moment, not before, another worker becomes the leader an
 from __future__ import annotations
 
 import logging
+import math
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import trio
 
 from ..api.common import PING, Empty, ErrorBody, Method, Rep, Req
 from ..env import Env
-from ..errors import Code, FS3Error, ProtocolError
+from ..errors import Code, FS3Error
 from ..transport.base import Connection, Listener, Part
 from ..wire.codec import decode, encode
 from ..wire.frame import BODY_SIZE_MAX, PAYLOAD_SIZE_MAX, Frame, Kind
@@ -47,19 +48,20 @@ class ServerLimits:
 class Call:
     """A request as its handler sees it. deadline: env.monotonic() seconds; the handler is cancelled then."""
 
-    __slots__ = ("_connection", "_frame", "deadline", "parts", "peer", "release")
+    __slots__ = ("_connection", "counted", "deadline", "frame", "parts", "peer", "release")
 
     def __init__(self, connection: Connection, frame: Frame, deadline: float) -> None:
         self.peer = connection.peer
         self.deadline = deadline
+        self.frame = frame
         self.parts: Sequence[Part] = ()
         self.release: Callable[[], None] | None = None
+        self.counted: int | None = None  # bytes that count against the connection's limits; None: the call does not
         self._connection = connection
-        self._frame = frame
 
     async def payload(self) -> memoryview:
         """The request's bulk data; empty where it has none."""
-        return await self._connection.fetch(self._frame)
+        return await self._connection.fetch(self.frame)
 
     def reply_payload(self, parts: Sequence[Part], release: Callable[[], None] | None = None) -> None:
         """Bulk data for the reply, once per call. release is called once, after it was sent or dropped."""
@@ -99,14 +101,14 @@ class RpcServer:
 class _Session:
     """One connection, its workers and what it has in flight.
 
-    Invariant: while the connection lives there is exactly one leader, or a worker on its way to become it.
+    Invariant: while the connection lives exactly one worker leads, or is on its way to.
     """
 
     def __init__(self, server: RpcServer, connection: Connection) -> None:
         self.server = server
         self.connection = connection
         self.ended = False
-        self.idle: list[trio.lowlevel.Task] = []
+        self._idle: list[_Worker] = []
         self._requests = 0
         self._bytes = 0
         self._room: trio.lowlevel.Task | None = None  # the leader, while it waits for handlers to end
@@ -115,26 +117,49 @@ class _Session:
     async def run(self) -> None:
         try:
             async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(_Worker(self).run)
+                self._wake(None)
         finally:
             with trio.CancelScope(shield=True):
                 await self.connection.aclose()
 
-    def promote(self) -> None:
-        """The leader's handler waits: let another worker lead."""
-        if self.idle:
-            trio.lowlevel.reschedule(self.idle.pop())
-        else:
-            assert self._nursery is not None
-            self._nursery.start_soon(_Worker(self).run)
+    def admit(self, frame: Frame) -> Call:
+        """Take a received frame into account."""
+        deadline = self.server.env.monotonic() + frame.timeout_ms / 1000
+        call = Call(self.connection, frame, deadline)
+        if not frame.flags & FLAG_RELAYED:
+            self.count(1, frame.payload_length)
+            call.counted = frame.payload_length
+        return call
 
-    async def park(self) -> None:
-        """Wait as an idle worker, until promoted or at the end."""
-        task = trio.lowlevel.current_task()
-        self.idle.append(task)
+    def hand_over(self) -> None:
+        """The leader is about to wait: requests that are here already get workers, and one more worker leads."""
+        while not self.full() and (frame := self.connection.ready()) is not None:
+            self._wake(self.admit(frame))
+        self._wake(None)
+
+    def _wake(self, call: Call | None) -> None:
+        """Let a worker run this call, or else lead."""
+        if self._idle:
+            worker = self._idle.pop()
+            assert worker.task is not None
+            trio.lowlevel.reschedule(worker.task)
+        else:
+            worker = _Worker(self)
+            assert self._nursery is not None
+            self._nursery.start_soon(worker.run)
+        worker.call = call
+        worker.leads = call is None
+
+    def needs_idle(self) -> bool:
+        return not self.ended and len(self._idle) < _IDLE_WORKERS_MAX
+
+    async def park(self, worker: _Worker) -> None:
+        """Wait as an idle worker, until woken for a call, or to lead, or because the connection ended."""
+        self._idle.append(worker)
+        worker.task = trio.lowlevel.current_task()
 
         def abort(_: object) -> trio.lowlevel.Abort:
-            self.idle.remove(task)
+            self._idle.remove(worker)
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
@@ -142,9 +167,10 @@ class _Session:
     def end(self) -> None:
         """The connection is gone: handlers finish, idle workers leave."""
         self.ended = True
-        for task in self.idle:
-            trio.lowlevel.reschedule(task)
-        self.idle.clear()
+        for worker in self._idle:
+            assert worker.task is not None
+            trio.lowlevel.reschedule(worker.task)
+        self._idle.clear()
 
     def full(self) -> bool:
         limits = self.server.limits
@@ -170,104 +196,106 @@ class _Session:
 
 
 class _Worker:
-    """A task that receives requests while it leads, and runs their handlers."""
+    """A task that runs calls: one after the other as they arrive while it leads, or one that it was handed."""
 
     def __init__(self, session: _Session) -> None:
+        self.leads = False
+        self.call: Call | None = None
+        self.task: trio.lowlevel.Task | None = None
         self._session = session
-        self._leads = True
         self._scope = trio.CancelScope()
         self._deadline = 0.0
 
     async def run(self) -> None:
         session = self._session
-        while not session.ended:
+        while self.leads or self.call is not None or session.needs_idle():
+            # A scope is used for many calls, until the deadline of one passes while its handler waits.
             with trio.CancelScope() as self._scope:
-                # One scope lasts until a handler waits, which uses its deadline up.
-                while self._leads:
-                    await self._lead()
+                while not self._scope.cancel_called:
+                    self._scope.deadline = math.inf
+                    while self.leads:
+                        await self._lead()
+                    if self.call is not None:
+                        call, self.call = self.call, None
+                        await _drive(self._answer(call), self._blocked)
+                    elif session.needs_idle():
+                        await session.park(self)
+                    else:
+                        return
             if self._scope.cancelled_caught:
                 session.server.env.metrics.count("rpc.deadline_exceeded")
-            if session.ended or len(session.idle) >= _IDLE_WORKERS_MAX:
-                return
-            await session.park()
-            self._leads = True
 
     async def _lead(self) -> None:
-        """Receive one request and answer it."""
+        """Receive a request and answer it."""
         session = self._session
         try:
             frame = await session.connection.receive()
-            if frame.kind is not Kind.REQUEST:
-                logger.warning("closed the connection with %s: it sent a reply to its server", session.connection.peer)
-                raise ProtocolError("a client sent a reply")
         except FS3Error:
-            self._leads = False
+            self.leads = False
             session.end()
-            with trio.CancelScope(shield=True):
-                await session.connection.aclose()
             return
-        env = session.server.env
-        deadline = env.monotonic() + frame.timeout_ms / 1000
-        relayed = frame.flags & FLAG_RELAYED
-        if not relayed and session.full():
+        if session.full() and not frame.flags & FLAG_RELAYED:
+            arrived = session.server.env.monotonic()
             await session.room()
-            if deadline <= env.monotonic():
-                env.metrics.count("rpc.deadline_exceeded")
+            waited_ms = (session.server.env.monotonic() - arrived) * 1000
+            if waited_ms >= frame.timeout_ms:
+                session.server.env.metrics.count("rpc.deadline_exceeded")
                 return
-        self._deadline = deadline
-        await _drive(self._answer(frame, Call(session.connection, frame, deadline), not relayed), self._blocked)
+            frame.timeout_ms -= int(waited_ms)
+        await _drive(self._answer(session.admit(frame)), self._blocked)
 
     def _blocked(self) -> None:
         """The handler is about to wait for the first time: from here on its deadline cancels it, and another leads."""
-        self._leads = False
+        if self.leads:
+            self.leads = False
+            self._session.hand_over()
         self._set_deadline(self._deadline)
-        self._session.promote()
 
     def _set_deadline(self, deadline: float) -> None:
         """Be cancelled at this time of env's clock; but a leader never is, since nobody would receive any more."""
         self._deadline = deadline
-        if not self._leads:
+        if not self.leads:
             self._scope.deadline = trio.current_time() + deadline - self._session.server.env.monotonic()
 
-    async def _answer(self, frame: Frame, call: Call, counted: bool) -> None:
+    async def _answer(self, call: Call) -> None:
         session = self._session
-        size = frame.payload_length
-        if counted:
-            session.count(1, size)
+        connection = session.connection
+        self._deadline = call.deadline
         try:
-            kind, body = await self._handle(frame, call)
-            if kind is Kind.REPLY and call.parts:
-                parts = call.parts
-                if counted:
-                    more = sum([len(part) for part in parts])
-                    session.count(0, more)
-                    size += more
-            else:
-                parts = ()
-            rest = session.connection.start_send(Frame(kind, frame.method, 0, frame.request_id, 0, body), parts)
+            if call.frame.kind is not Kind.REQUEST:
+                logger.warning("closed the connection with %s: it sent a reply to its server", call.peer)
+                await connection.aclose()
+                return
+            kind, body = await self._handle(call)
+            parts = call.parts if kind is Kind.REPLY else ()
+            if parts and call.counted is not None:
+                size = sum([len(part) for part in parts])
+                session.count(0, size)
+                call.counted += size
+            rest = connection.start_send(Frame(kind, call.frame.method, 0, call.frame.request_id, 0, body), parts)
             if rest is not None:
-                # Its deadline is over: it did its work, and to cut this frame short would cut off all other calls.
+                # The work is done, and a frame that is cut short cuts off all other calls too: this has its own deadline.
                 self._set_deadline(session.server.env.monotonic() + session.server.limits.reply_timeout_ms / 1000)
                 await rest
         except FS3Error as error:
             logger.debug("reply to %s dropped: %s", call.peer, error)
         except Exception:
             logger.exception("reply to %s could not be sent", call.peer)  # a bug; the stream may be broken in the middle
-            await session.connection.aclose()
+            await connection.aclose()
         finally:
-            if counted:
-                session.count(-1, -size)
+            if call.counted is not None:
+                session.count(-1, -call.counted)
             if call.release is not None:
                 call.release()
 
-    async def _handle(self, frame: Frame, call: Call) -> tuple[Kind, bytes]:
+    async def _handle(self, call: Call) -> tuple[Kind, bytes]:
         """The kind and the body of the reply."""
-        found = self._session.server.handlers.get(frame.method)
+        found = self._session.server.handlers.get(call.frame.method)
         if found is None:
-            return Kind.ERROR, encode(ErrorBody.of(FS3Error(Code.UNKNOWN_METHOD, f"method {frame.method}")))
+            return Kind.ERROR, encode(ErrorBody.of(FS3Error(Code.UNKNOWN_METHOD, f"method {call.frame.method}")))
         method, handler = found
         try:
-            body = encode(await handler(decode(method.request, frame.body), call))
+            body = encode(await handler(decode(method.request, call.frame.body), call))
             assert len(body) <= BODY_SIZE_MAX, f"reply of {len(body)} bytes"
             return Kind.REPLY, body
         except FS3Error as error:

@@ -52,6 +52,10 @@ class Connection(ABC):
     async def receive(self) -> Frame:
         """The next frame. One task at a time. Raises ProtocolError, after closing, on bytes that are no frame."""
 
+    def ready(self) -> Frame | None:
+        """What `receive` would return without waiting, if anything; may be None always."""
+        return None
+
     @abstractmethod
     def expose(self, request_id: int, into: memoryview) -> None:
         """Client side, before sending a request: its reply's payload, if it fits, lands in `into`."""

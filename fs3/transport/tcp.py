@@ -24,7 +24,9 @@ _BUFFERS_PER_CALL = 512
 """Buffers handed to one sendmsg; Linux takes 1024."""
 
 _BYTES_PER_TURN = 8 * 1024 * 1024
-"""What one task receives or sends at most before other tasks get a turn, should the socket never block."""
+_BYTES_FOR_FRAME = 64 * 1024
+"""A task that receives lets others have a turn after so many bytes, should the socket never block. The work that a frame
+makes counts as so many."""
 
 _BACKLOG = 1024
 _UNACKNOWLEDGED_MS_MAX = 20_000
@@ -46,6 +48,7 @@ class TcpConnection(Connection):
         self._frames: deque[Frame] = deque()
         self._exposed: dict[int, memoryview] = {}
         self._drained = True  # the last read took all there was, so the next one would block
+        self._taken = 0  # bytes since the last wait
         self._sending = False
         self._turns: deque[trio.lowlevel.Task] = deque()  # wait to send, in order; not empty only while _sending
         self._closed = ""  # why, once it is
@@ -173,18 +176,18 @@ class TcpConnection(Connection):
     async def receive(self) -> Frame:
         if self._frames:
             return self._frames.popleft()
-        taken = 0
         framer = self._framer
         while True:
             if self._closed:
                 raise self._lost()
             if self._drained:
+                self._taken = 0
                 try:
                     await trio.lowlevel.wait_readable(self._fd)
                 except trio.ClosedResourceError:
                     raise self._lost() from None
-            elif taken >= _BYTES_PER_TURN:
-                taken = 0
+            elif self._taken >= _BYTES_PER_TURN:
+                self._taken = 0
                 await trio.lowlevel.checkpoint()
                 continue
             buffer = framer.buffer()
@@ -200,12 +203,15 @@ class TcpConnection(Connection):
                 self._close("closed by the peer")
                 raise self._lost()
             self._drained = count < len(buffer)
-            taken += count
             frames = self._parse(count)
+            self._taken += count + len(frames) * _BYTES_FOR_FRAME
             if frames:
                 if len(frames) > 1:
                     self._frames.extend(frames[1:])
                 return frames[0]
+
+    def ready(self) -> Frame | None:
+        return self._frames.popleft() if self._frames else None
 
     def _parse(self, count: int) -> list[Frame]:
         try:

@@ -60,6 +60,12 @@ def spawn(daemon: Daemon, arguments: Sequence[str] = (), *, follow_parent: bool)
         )
 
 
+def check_config(daemon: Daemon) -> subprocess.Popen[bytes]:
+    """Start a daemon only to read its configuration; on standard error it says what is wrong with it."""
+    line = command(daemon.kind, ["--config", str(daemon.config), "--print-config"])
+    return subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
 def last_words(log: Path) -> str:
     """The last line of a log; what a daemon said before it ended."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import time
@@ -16,19 +17,23 @@ import trio
 from ..api.common import Empty
 from ..api.mgmtd import CLUSTER_CONFIG, FORMAT, FormatRequest
 from ..client.mgmtd import MgmtdClient
+from ..daemon import version
 from ..errors import Code, ConfigError, FS3Error
 from ..ids import NodeKind
 from ..routing import RoutingInfo
 from .access import answers, visiting
 from .folder import ClusterConfig, DataFolder, check_ports
 from .mounts import check_mount_point, is_stale, mount_at, prepare_mount_point, unmount
-from .supervisor import Supervised, Supervisor, process_alive
+from .supervisor import Supervised, Supervisor, check_config, process_alive
 
 READY_TIMEOUT_S = 90.0
 """How long one step of the start may take."""
 
 LEASE_MS = 3_000
 """Of a cluster made by `fs3 up`: short, so that a daemon that hangs is noticed soon."""
+
+STRIPE_ALL = 1 << 16
+"""More than there are chains: a file is spread over all of them."""
 
 _POLL_S = 0.1
 _STOP_GRACE_S = {"mount": 15.0, "meta": 10.0, "storage": 15.0, "mgmtd": 10.0}
@@ -91,8 +96,23 @@ def run(plan: Plan, say: Say, ready: Callable[[list[Supervised]], None]) -> None
     with plan.folder.locked():
         if not plan.folder.exists():
             plan.folder.create(new_cluster(plan.chosen), LEASE_MS)
+        check_configs(plan.folder)
         check_ports(plan.folder.daemons())
         trio.run(_session, plan, say, ready)
+
+
+def check_configs(folder: DataFolder) -> None:
+    """Let every daemon read its configuration before any of them is started. Raises ConfigError."""
+    daemons = [*folder.daemons(), folder.mount_daemon()]
+    digest = hashlib.sha256(version().encode() + b"".join(daemon.config.read_bytes() for daemon in daemons)).hexdigest()
+    passed = folder.path / "run" / "checked"
+    if passed.exists() and passed.read_text(encoding="utf-8") == digest:
+        return
+    for daemon, process in [(daemon, check_config(daemon)) for daemon in daemons]:
+        words = process.communicate(timeout=READY_TIMEOUT_S)[1].decode(errors="replace").strip()
+        if process.returncode:
+            raise ConfigError(words.splitlines()[-1] if words else f"{daemon.config}: {daemon.name} cannot read it")
+    passed.write_text(digest, encoding="utf-8")
 
 
 async def _session(plan: Plan, say: Say, ready: Callable[[list[Supervised]], None]) -> None:
@@ -157,7 +177,7 @@ class _Session:
             return
         await self._until("all storage daemons have registered", lambda: _registered(mgmtd, storages))
         cluster = self._plan.folder.cluster()
-        await mgmtd.call(FORMAT, FormatRequest(cluster.replicas, cluster.chunk_size, 0))
+        await mgmtd.call(FORMAT, FormatRequest(cluster.replicas, cluster.chunk_size, STRIPE_ALL))
 
     async def _chains_serve(self, mgmtd: MgmtdClient) -> bool:
         routing = await mgmtd.refresh(mgmtd.routing.version, timeout_ms=200)

@@ -86,11 +86,15 @@ class Cluster:
         assert done.returncode == 0, f"fs3 down: exit {done.returncode}\n{done.stdout}{done.stderr}\n{self.logs()}"
         assert not os.path.ismount(self.mount), "fs3 down left the mount"
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any] | None:
+        """What `fs3 status --json` prints; None while no mgmtd answers."""
         done = fs3("status", "--data", str(self.data), "--json")
-        assert done.returncode == 0, f"fs3 status: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        if not done.stdout:
+            assert done.returncode != 0 and done.stderr, "fs3 status says nothing"
+            return None
         answer = json.loads(done.stdout)
         assert isinstance(answer, dict)
+        assert (done.returncode == 0) == answer["serving"], f"fs3 status: exit {done.returncode}\n{done.stdout}"
         return answer
 
     def pids(self) -> dict[str, int]:
@@ -134,22 +138,16 @@ class Cluster:
     def wait_restarted(self, name: str, old_pid: int, timeout_s: float = SERVING_TIMEOUT_S) -> None:
         wait_until(lambda: self.pids().get(name, old_pid) != old_pid, f"{name} to be started again", timeout_s)
 
-    def target_states(self) -> list[str]:
-        """The public state of every target of every chain."""
-        return [str(target["state"]).lower() for chain in self.status()["chains"] for target in chain["targets"]]
-
     def wait_serving(self, timeout_s: float = SERVING_TIMEOUT_S) -> float:
         """Until every target of every chain serves; returns how many seconds that took."""
         start = time.monotonic()
-        states: list[str] = []
-        while not states or set(states) != {"serving"}:
+        while True:
+            status = self.status()
+            if status is not None and status["serving"]:
+                return time.monotonic() - start
+            states = [] if status is None else [(target["id"], target["state"]) for target in status["targets"]]
             assert time.monotonic() - start < timeout_s, f"after {timeout_s:.0f} s not all serve: {states}\n{self.logs()}"
             time.sleep(0.2)
-            states = self.target_states() if self._mgmtd_answers() else []
-        return time.monotonic() - start
-
-    def _mgmtd_answers(self) -> bool:
-        return fs3("status", "--data", str(self.data), "--json").returncode == 0
 
     def force_away(self) -> None:
         """Ends all of it without asking, and takes the mount away."""

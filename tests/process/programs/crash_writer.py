@@ -119,7 +119,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.check:
         wrong = check(args.dir, args.manifest)
-        print("\n".join(wrong))
+        for line in wrong:
+            print(line)
         return 1 if wrong else 0
     try:
         write(args.dir, Manifest(args.manifest), args.seed)

@@ -90,13 +90,16 @@ async def measure(address: str, seconds: float) -> None:
             buffers.append(into)
 
         buffers = [memoryview(bytearray(MIB)) for _ in range(4)]
-        for outstanding in (1, 16):
-            print(f"null call, handler never waits, {outstanding:2} outstanding: {await rate(null(PING), outstanding, seconds):8.0f}/s")
-            print(f"null call, handler waits once,  {outstanding:2} outstanding: {await rate(null(WAIT), outstanding, seconds):8.0f}/s")
-        for outstanding in (1, 4):
-            print(f"1 MiB to the server,            {outstanding:2} outstanding: {await rate(put, outstanding, seconds):8.0f} MiB/s")
-            print(f"1 MiB from it, into a buffer,   {outstanding:2} outstanding: {await rate(get_into, outstanding, seconds):8.0f} MiB/s")
-            print(f"1 MiB from it, fresh buffers,   {outstanding:2} outstanding: {await rate(get, outstanding, seconds):8.0f} MiB/s")
+
+        async def show(what: str, call: Callable[[], Awaitable[object]], unit: str, *outstandings: int) -> None:
+            for outstanding in outstandings:
+                print(f"{what:34} {outstanding:2} outstanding: {await rate(call, outstanding, seconds):8.0f} {unit}")
+
+        await show("null call, handler never waits", null(PING), "/s", 1, 16)
+        await show("null call, handler waits once", null(WAIT), "/s", 1, 16)
+        await show("1 MiB to the server", put, "MiB/s", 1, 4)
+        await show("1 MiB from it, into a given buffer", get_into, "MiB/s", 1, 4)
+        await show("1 MiB from it, into fresh buffers", get, "MiB/s", 1, 4)
         nursery.cancel_scope.cancel()
 
 

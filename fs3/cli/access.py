@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -35,3 +35,9 @@ async def answers(env: Env, rpc: RpcClient, address: str, timeout_s: float = 1.0
     except FS3Error:
         return False
     return True
+
+
+async def silent(addresses: Sequence[str]) -> list[str]:
+    """Those of the addresses where no daemon answers."""
+    async with visiting() as (env, rpc):
+        return [address for address in addresses if not await answers(env, rpc, address, timeout_s=3.0)]

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 import trio
@@ -17,14 +17,12 @@ from rich.console import Console
 from ..config import parse_size
 from ..daemon import EXIT_CONFIG, EXIT_ERROR, EXIT_OK, version
 from ..errors import Code, ConfigError, FS3Error
-from . import mounting
+from . import access, formatting, mounting
 from . import status as status_report
 from . import up as cluster
 from .detach import detached
 from .folder import DataFolder
 from .supervisor import Supervised
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _WIDTH_OF_PIPES = 200
 
@@ -181,6 +179,33 @@ def status(data: Path, mgmtd: str | None, as_json: bool, check: bool) -> None:
     else:
         status_report.render(found, console())
     sys.exit(EXIT_ERROR if check and not found["serving"] else EXIT_OK)
+
+
+@cli.command("format")
+@click.option("--mgmtd", required=True, metavar="ADDR[,ADDR...]", help="Management daemons, such as tcp://10.0.0.1:7000.")
+@click.option("--storages", type=int, default=1, show_default=True, help="Wait until so many storage daemons are there.")
+@click.option("--replicas", type=int, required=True, help="On how many nodes each chunk is kept.")
+@click.option("--chunk-size", type=size, metavar="SIZE", default="1MiB", show_default=True, help="Of new files.")
+@click.option(
+    "--stripe", type=int, default=formatting.STRIPE_ALL, help="Over how many chains a file is spread (default: all)."
+)
+@click.option("--if-needed", is_flag=True, help="Do nothing where the cluster is formatted already.")
+@click.option("--timeout", type=float, default=60.0, show_default=True, metavar="SECONDS", help="How long to wait.")
+def format_command(
+    mgmtd: str, storages: int, replicas: int, chunk_size: int, stripe: int, if_needed: bool, timeout: float
+) -> None:
+    """Make the chain table of a new cluster out of the storage daemons that have registered."""
+    found = addresses(Path(), mgmtd)
+    click.echo(trio.run(formatting.format_cluster, found, storages, replicas, chunk_size, stripe, if_needed, timeout))
+
+
+@cli.command()
+@click.argument("address", nargs=-1, required=True)
+def ping(address: tuple[str, ...]) -> None:
+    """Ask daemons whether they answer. Exit code: 0 when all do, 1 when one does not."""
+    silent = trio.run(access.silent, addresses(Path(), ",".join(address)))
+    if silent:
+        raise FS3Error(Code.CONNECT_FAILED, f"no answer from {', '.join(silent)}")
 
 
 @cli.command()

@@ -14,15 +14,12 @@ from pathlib import Path
 
 import trio
 
-from ..api.common import Empty
-from ..api.mgmtd import CLUSTER_CONFIG, FORMAT, FormatRequest
 from ..client.mgmtd import MgmtdClient
 from ..daemon import version
 from ..errors import Code, ConfigError, FS3Error
-from ..ids import NodeKind
-from ..routing import RoutingInfo
 from .access import answers, visiting
 from .folder import ClusterConfig, DataFolder, check_ports
+from .formatting import formatted, make_table, registered
 from .mounts import check_mount_point, is_stale, mount_at, prepare_mount_point, unmount
 from .supervisor import Supervised, Supervisor, check_config, process_alive
 
@@ -31,9 +28,6 @@ READY_TIMEOUT_S = 90.0
 
 LEASE_MS = 3_000
 """Of a cluster made by `fs3 up`: short, so that a daemon that hangs is noticed soon."""
-
-STRIPE_ALL = 1 << 16
-"""More than there are chains: a file is spread over all of them."""
 
 _POLL_S = 0.1
 _STOP_GRACE_S = {"mount": 15.0, "meta": 10.0, "storage": 15.0, "mgmtd": 10.0}
@@ -173,11 +167,11 @@ class _Session:
             await self._mount(self._plan.mount)
 
     async def _format(self, mgmtd: MgmtdClient, storages: int) -> None:
-        if (await mgmtd.call(CLUSTER_CONFIG, Empty(), timeout_ms=10_000)).version:
+        if await formatted(mgmtd):
             return
-        await self._until("all storage daemons have registered", lambda: _registered(mgmtd, storages))
+        await self._until("all storage daemons have registered", partial(registered, mgmtd, storages))
         cluster = self._plan.folder.cluster()
-        await mgmtd.call(FORMAT, FormatRequest(cluster.replicas, cluster.chunk_size, STRIPE_ALL))
+        await make_table(mgmtd, cluster.replicas, cluster.chunk_size)
 
     async def _chains_serve(self, mgmtd: MgmtdClient) -> bool:
         routing = await mgmtd.refresh(mgmtd.routing.version, timeout_ms=200)
@@ -228,12 +222,6 @@ class _Session:
         mount = str(self._plan.mount) if self._plan.mount is not None else ""
         state = {"pid": os.getpid(), "started_at": self._started_at, "mount": mount, "daemons": daemons}
         self._plan.folder.write_state(state)
-
-
-async def _registered(mgmtd: MgmtdClient, storages: int) -> bool:
-    routing: RoutingInfo = await mgmtd.refresh(mgmtd.routing.version, timeout_ms=200)
-    nodes = {node.id for node in routing.nodes_of(NodeKind.STORAGE)}
-    return len(nodes) >= storages and nodes <= {target.node for target in routing.targets.values()}
 
 
 def _clear_mount(path: Path) -> None:

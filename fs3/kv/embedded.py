@@ -2,9 +2,9 @@
 
 All code between awaits is atomic, and nothing here suspends but sync and close. So a transaction that awaits nothing
 else never meets another's commit, and pays for no snapshot: it reads the present state. Only when a commit finds other
-transactions reading the present state does it give them a RocksDB snapshot first (`_View`), and only then is it noted
-what it wrote (`_Written`), in a chain that each view holds from its own version on: what the oldest view does not need
-is freed with it.
+transactions reading the present state does it first give them an iterator that keeps this state (`_View`), and only then
+is it noted what it wrote (`_Written`), in a chain that each view holds from its own version on: what the oldest view
+does not need is freed with it.
 
 A commit is one write to the write-ahead log, without fsync: it survives kill -9 at once. `run` makes the log durable
 at least every FLUSH_INTERVAL_MS while there is something new; concurrent `sync` calls share one fsync.
@@ -54,13 +54,13 @@ class _Written:
 class _View:
     """The state at one version, shared by all transactions that began to read it."""
 
-    __slots__ = ("__weakref__", "ended", "snapshot", "written")
+    __slots__ = ("__weakref__", "ended", "iterator", "written")
 
     def __init__(self, written: _Written) -> None:
         self.written: _Written | None = written
         """The last commit that this view sees; None once every transaction of the view is too old."""
-        self.snapshot: Any = None
-        """None while the view is the present state."""
+        self.iterator: Any = None
+        """Over the view's state; None while that is the present. (rocksdict's own snapshots lose theirs when iterated.)"""
         self.ended = 0.0
         """When the first commit came that this view does not see."""
 
@@ -138,7 +138,7 @@ class EmbeddedEngine(KVEngine):
             for reference in [self._present, *self._past]:
                 view = reference() if reference is not None else None
                 if view is not None:
-                    view.snapshot = view.written = None  # a snapshot would keep RocksDB open
+                    view.iterator = view.written = None  # an iterator would keep RocksDB open
             self._present = None
             self._past.clear()
             self._db = None
@@ -171,32 +171,41 @@ class EmbeddedEngine(KVEngine):
         self.check_usable()
         value: bytes | None
         try:
-            if view.snapshot is None:
+            if view.iterator is None:
                 value = self._db.get(key)
-            else:
-                value = view.snapshot[key]
+                return value
+            iterator = view.iterator
+            iterator.seek(key)
+            if iterator.valid():
+                value = iterator.value() if iterator.key() == key else None
+                return value
+            iterator.status()
         except Exception as error:
-            if error.args == ("key not found",):  # all that a snapshot says of an absent key
-                return None
             raise self.fail(f"cannot be read: {error}") from error
-        return value
+        return None
 
     def pairs(self, view: _View, begin: bytes, end: bytes, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        """The pairs of a view with begin <= key < end."""
+        """The pairs of a view with begin <= key < end. To be used up before anything is awaited."""
         self.check_usable()
-        source = self._db if view.snapshot is None else view.snapshot
         try:
+            iterator = self._db.iter() if view.iterator is None else view.iterator
+            valid, key_of, value_of = iterator.valid, iterator.key, iterator.value
             if reverse:
-                for key, value in source.items(backwards=True, from_key=end):
-                    if key < begin:
-                        return
-                    if key < end:
-                        yield key, value
+                iterator.seek_for_prev(end)
+                if valid() and key_of() == end:
+                    iterator.prev()
+                step = iterator.prev
+                while valid() and (key := key_of()) >= begin:
+                    yield key, value_of()
+                    step()
             else:
-                for key, value in source.items(from_key=begin):
-                    if key >= end:
-                        return
-                    yield key, value
+                iterator.seek(begin)
+                step = iterator.next
+                while valid() and (key := key_of()) < end:
+                    yield key, value_of()
+                    step()
+            if not valid():
+                iterator.status()  # an iterator that meets an error looks as if it came to the end
         except Exception as error:
             raise self.fail(f"cannot be read: {error}") from error
 
@@ -215,7 +224,7 @@ class EmbeddedEngine(KVEngine):
                 else:
                     batch.put(key, value)
             if present is not None:
-                present.snapshot = self._db.snapshot()
+                present.iterator = self._db.iter()
         except Exception as error:
             raise self.fail(f"cannot be read: {error}") from error
         try:
@@ -228,9 +237,7 @@ class EmbeddedEngine(KVEngine):
 
     def _clear(self, batch: Any, begin: bytes, end: bytes) -> None:
         keys: list[bytes] = []
-        for key in self._db.keys(from_key=begin):
-            if key >= end:
-                break
+        for key, _ in self.pairs(_View(self._head), begin, end, False):
             keys.append(key)
             if len(keys) > _DELETES_MAX:
                 batch.delete_range(begin, end)
@@ -253,7 +260,7 @@ class EmbeddedEngine(KVEngine):
             if oldest is not None:
                 if now - oldest.ended <= _AGE_MAX_S:
                     break
-                oldest.snapshot = oldest.written = None  # all its transactions are too old
+                oldest.iterator = oldest.written = None  # all its transactions are too old
             past.popleft()
         if not past:
             return
@@ -375,7 +382,7 @@ class EmbeddedTxn(Txn):
             assert view.written is not None
             if view.written.next is not None and self._conflicts(view.written.next):
                 raise FS3Error(Code.CONFLICT, "what was read has been written meanwhile")
-            del view  # where no other transaction shares it, no snapshot is needed
+            del view  # where no other transaction shares it, its state need not be kept
         self._engine.apply(self._writes, self._cleared, self._touched)
 
     def _start(self) -> _View:

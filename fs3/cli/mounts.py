@@ -77,11 +77,11 @@ def check_mount_point(path: Path) -> None:
     if not path.is_dir():
         raise ConfigError(f"{path}: expected a folder to mount on")
     try:
-        held = next(iter(os.scandir(path)), None)
+        held = next(iter(sorted(os.listdir(path))), None)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     if held is not None:
-        raise ConfigError(f"{path}: expected an empty folder to mount on, it holds '{held.name}'")
+        raise ConfigError(f"{path}: expected an empty folder to mount on, it holds '{held}'")
 
 
 def prepare_mount_point(path: Path) -> None:

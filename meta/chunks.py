@@ -1,0 +1,113 @@
+"""What the metadata service asks of the storage service: whole files on all their chains."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
+
+import trio
+
+from fs3.client.storage import StorageClient
+from fs3.errors import Code, FS3Error
+from fs3.ids import ChunkId
+from fs3.layout import FileLayout, file_chains
+from fs3.routing import RoutingInfo
+
+CHAINS_AT_ONCE = 16
+
+
+class ChunkStore(Protocol):
+    """The chunks of files. bound: no chunk holds bytes at or behind it; -1: not known. deadline: env.monotonic() seconds.
+
+    Each call is done on all chains concerned when it returns, and raises FS3Error when it could not be done by then; it may
+    be repeated.
+    """
+
+    async def remove(self, inode: int, layout: FileLayout, bound: int, *, deadline: float) -> None:
+        """Remove all chunks of a file."""
+
+    async def truncate(self, inode: int, layout: FileLayout, length: int, bound: int, *, deadline: float) -> None:
+        """Remove all bytes at and behind `length`. Adds none."""
+
+    async def file_length(self, inode: int, layout: FileLayout, *, deadline: float) -> int:
+        """The end of the last byte that the chains hold."""
+
+
+def chains_of(layout: FileLayout, table: tuple[int, ...], first_index: int, bound: int) -> dict[int, int]:
+    """The chains that may hold chunks from first_index on: chain -> the first such chunk on it."""
+    chains = file_chains(layout, table)
+    count = len(chains)
+    end = first_index + count
+    if bound >= 0:
+        end = min(end, -(-bound // layout.chunk_size))
+    return {chains[index % count]: index for index in range(first_index, end)}
+
+
+class RoutedChunks:
+    """A ChunkStore over the storage daemons that the routing info names."""
+
+    def __init__(self, storage: StorageClient, routing: Callable[[], RoutingInfo]) -> None:
+        self._storage = storage
+        self._routing = routing
+
+    def _table(self, layout: FileLayout) -> tuple[int, ...]:
+        table = self._routing().tables.get(layout.table)
+        if table is None:
+            raise FS3Error(Code.NO_ROUTING, f"chain table {layout.table} is not in the routing info")
+        return table.chains
+
+    async def remove(self, inode: int, layout: FileLayout, bound: int, *, deadline: float) -> None:
+        async def one(chain: int) -> None:
+            await self._storage.remove_file(chain, inode, 0, deadline=deadline)
+
+        await _each(chains_of(layout, self._table(layout), 0, bound), one)
+
+    async def truncate(self, inode: int, layout: FileLayout, length: int, bound: int, *, deadline: float) -> None:
+        table = self._table(layout)
+        index, rest = divmod(length, layout.chunk_size)
+        first = index + (rest > 0)
+
+        async def one(chain: int) -> None:
+            await self._storage.remove_file(chain, inode, first, deadline=deadline)
+
+        await _each(chains_of(layout, table, first, bound), one)
+        if rest:
+            chains = file_chains(layout, table)
+            chain = chains[index % len(chains)]
+            found = await self._storage.query(chain, inode, index, deadline=deadline)
+            if found.last_index == index and found.last_length > rest:
+                await self._storage.truncate(chain, ChunkId(inode, index), rest, layout.chunk_size, deadline=deadline)
+
+    async def file_length(self, inode: int, layout: FileLayout, *, deadline: float) -> int:
+        longest = 0
+
+        async def one(chain: int) -> None:
+            nonlocal longest
+            found = await self._storage.query(chain, inode, deadline=deadline)
+            if found.last_index >= 0:
+                longest = max(longest, found.last_index * layout.chunk_size + found.last_length)
+
+        await _each(file_chains(layout, self._table(layout)), one)
+        return longest
+
+
+async def _each(chains: Iterable[int], one: Callable[[int], Awaitable[None]]) -> None:
+    """Run one(chain) for all chains, some at a time. Raises the first error."""
+    todo = list(chains)
+    if len(todo) == 1:
+        await one(todo[0])
+        return
+    failed: list[FS3Error] = []
+
+    async def worker() -> None:
+        while todo and not failed:
+            try:
+                await one(todo.pop())
+            except FS3Error as error:
+                failed.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(min(CHAINS_AT_ONCE, len(todo))):
+            nursery.start_soon(worker)
+    if failed:
+        raise failed[0]

@@ -1,0 +1,41 @@
+"""What every operation is given: the world, the store, and the few things that a daemon shares among its requests.
+
+Nothing here caches what another daemon could change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from fs3.env import Env
+from fs3.kv.base import KVEngine
+from fs3.layout import FileLayout
+from fs3.routing import RoutingInfo
+
+from .inode_ids import InodeIds
+from .schema import Inode
+
+
+@dataclass(slots=True)
+class Context:
+    """owner: a random id of this daemon's incarnation, which marks its claims on work. routing: the latest known."""
+
+    env: Env
+    engine: KVEngine
+    ids: InodeIds
+    routing: Callable[[], RoutingInfo]
+    owner: int
+    garbage: trio.Event = field(default_factory=trio.Event)
+    """Set when an operation may have put something into the GC queue."""
+
+    def now_ns(self) -> int:
+        return self.env.wall_ns()
+
+    def file_layout(self, parent: Inode) -> FileLayout:
+        """The layout of a file that is made in a directory."""
+        table = self.routing().tables.get(parent.table)
+        version = table.version if table is not None else parent.table_version
+        return FileLayout(parent.table, version, parent.chunk_size, parent.stripe, self.env.random.getrandbits(64))

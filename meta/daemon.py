@@ -1,0 +1,130 @@
+"""The metadata daemon's process."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import trio
+
+from fs3.api.mgmtd import UNREGISTER, RegisterRequest, UnregisterRequest
+from fs3.client.lease import UNREGISTER_MS, Lease
+from fs3.client.mgmtd import MgmtdClient
+from fs3.client.storage import StorageClient
+from fs3.config import option
+from fs3.daemon import main as daemon_main
+from fs3.env import Env
+from fs3.errors import FS3Error
+from fs3.ids import NodeKind
+from fs3.kv.base import KVEngine
+from fs3.kv.registry import open_engine
+from fs3.rpc.client import RpcClient
+from fs3.rpc.server import RpcServer
+from fs3.transport.base import Listener
+
+from .chunks import RoutedChunks
+from .gc import GcTimes
+from .service import MetaService
+
+logger = logging.getLogger("fs3.meta.daemon")
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class MetaConfig:
+    """fs3-meta's configuration."""
+
+    node_id: int = option(11, help="this daemon's id, of which no other daemon has the like", at_least=1)
+    listen: str = option("tcp://127.0.0.1:7001", help="address to listen on; port 0 picks a free one")
+    advertise: str = option("", help="address that others use for it, where that is not the one it listens on")
+    host: str = option("", help="name of this machine, for people; its host name by default")
+    mgmtd: tuple[str, ...] = option(("tcp://127.0.0.1:7000",), help="addresses of all management daemons")
+    data: str = option("/var/lib/fs3/meta", help="folder for its data, if the store is embedded")
+    store: str = option("", help="store URL, such as fdb:/etc/foundationdb/fdb.cluster; embedded in `data` by default")
+    session_grace_ms: int = option(
+        10_000, help="how long a client is dead before its open files are closed", unit="ms", at_least=0, at_most=3_600_000
+    )
+    log_level: str = option("info", help="what to log", choices=_LEVELS)
+
+    def __post_init__(self) -> None:
+        if not self.mgmtd:
+            raise ValueError("key 'mgmtd': expected at least one address")
+
+
+async def run(config: MetaConfig, env: Env, started: Callable[[str], None], engine: KVEngine | None = None) -> None:
+    """Serve until cancelled. engine: a store that others have opened, and may share, instead of the configured one.
+
+    Raises CONFIG, STALE_INCARNATION when mgmtd does not take us for alive any more, and what opening the store raises.
+    """
+    listener = await env.transport.listen(config.listen)
+    try:
+        async with _store(config, env, engine) as store:
+            await _serve(config, env, started, store, listener)
+    finally:
+        with trio.CancelScope(shield=True):
+            await listener.aclose()
+
+
+async def _serve(config: MetaConfig, env: Env, started: Callable[[str], None], store: KVEngine, listener: Listener) -> None:
+    host = config.host or socket.gethostname()
+    address = config.advertise or listener.address
+    incarnation = env.client_id()
+    registered = False
+    try:
+        async with trio.open_nursery() as nursery:
+            rpc = RpcClient(env, nursery)
+            mgmtd = MgmtdClient(env, rpc, config.mgmtd)
+            await nursery.start(mgmtd.run)
+            chunks = RoutedChunks(StorageClient(env, rpc, mgmtd, env.client_id(), host), lambda: mgmtd.routing)
+            times = GcTimes(session_grace_ms=config.session_grace_ms)
+            service = MetaService(env, store, mgmtd, chunks, nursery, times)
+            server = RpcServer(env)
+            service.bind(server)
+            await nursery.start(server.serve, listener)
+            request = RegisterRequest(config.node_id, NodeKind.META, address, host, incarnation)
+            await nursery.start(Lease(env, mgmtd, lambda: request).run)
+            registered = True
+            await nursery.start(service.run)
+            started(address)
+    finally:
+        if registered:
+            with trio.CancelScope(shield=True):
+                await _unregister(config, env, incarnation)
+
+
+async def _unregister(config: MetaConfig, env: Env, incarnation: int) -> None:
+    """Say goodbye, over a connection of its own, since all others have ended."""
+    async with trio.open_nursery() as nursery:
+        mgmtd = MgmtdClient(env, RpcClient(env, nursery), config.mgmtd)
+        try:
+            await mgmtd.call(UNREGISTER, UnregisterRequest(config.node_id, incarnation), timeout_ms=UNREGISTER_MS)
+        except FS3Error as error:
+            logger.info("could not say goodbye to mgmtd: %s", error)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _store(config: MetaConfig, env: Env, engine: KVEngine | None) -> AsyncIterator[KVEngine]:
+    if engine is not None:
+        yield engine
+        return
+    async with open_engine(_store_url(config), env) as opened:
+        yield opened
+
+
+def _store_url(config: MetaConfig) -> str:
+    return config.store or f"embedded:{quote(str(Path(config.data).absolute() / 'store'))}"
+
+
+def main() -> None:
+    daemon_main("fs3-meta", MetaConfig, run, "The metadata daemon of fs3: names, attributes, permissions.")
+
+
+if __name__ == "__main__":
+    main()

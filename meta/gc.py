@@ -1,0 +1,302 @@
+"""The collector: removes the chunks of removed files, completes what daemons that died left behind, ends the sessions of
+dead clients and forgets old records. Any number of daemons may run it over one store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from fs3.errors import FS3Error
+from fs3.kv.base import Txn
+from fs3.kv.transact import transact
+
+from . import resolve
+from .chunks import ChunkStore
+from .claims import Claims
+from .context import Context
+from .intents import Intents
+from .ops.unlink import discard, has_session
+from .resolve import IntentPending
+from .schema import (
+    FILE,
+    INODE_PENDING,
+    INTENT_SETTLE,
+    Garbage,
+    Intent,
+    Session,
+    garbage_key,
+    inode_key,
+    inode_of_key,
+    intent_key,
+    session_key,
+    session_key_parts,
+    span,
+    unpack_record,
+)
+
+logger = logging.getLogger("fs3.meta.gc")
+
+PAGE = 256
+FILES_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class GcTimes:
+    """gather_ms: files that were removed so close to each other are collected together. sweep_ms: how often to look for
+    what others left. abandoned_ms: when to take over another daemon's garbage. work_ms: for one file. session_grace_ms: how
+    long a client is dead before its sessions end; unknown_grace_ms: how long it is not known at all. record_age_ms: when a
+    record of a done request may go (no client retries for so long)."""
+
+    gather_ms: int = 50
+    sweep_ms: int = 5_000
+    abandoned_ms: int = 60_000
+    work_ms: int = 20_000
+    session_grace_ms: int = 10_000
+    unknown_grace_ms: int = 600_000
+    record_age_ms: int = 3_600_000
+    record_sweep_ms: int = 600_000
+
+
+ClientStates = Callable[[], Awaitable[dict[int, bool]]]
+"""Asks mgmtd which clients there are: id -> alive."""
+
+
+class Collector:
+    """Does all that in two tasks: one for garbage, one for the rest."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        chunks: ChunkStore,
+        intents: Intents,
+        clients: ClientStates,
+        times: GcTimes = GcTimes(),
+    ) -> None:
+        self._ctx = ctx
+        self._chunks = chunks
+        self._intents = intents
+        self._clients = clients
+        self._times = times
+        self._claims = Claims(ctx.env, ctx.owner, times.abandoned_ms)
+        self._gone_since: dict[int, float] = {}  # clients that are dead or not known, and since when
+        self._swept: set[int] = set()  # dead clients whose sessions have ended
+        self._failing = False
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_garbage)
+            nursery.start_soon(self._run_sweeps)
+
+    async def _run_garbage(self) -> None:
+        ctx, times = self._ctx, self._times
+        while True:
+            ctx.garbage = trio.Event()
+            await self._guarded(self.collect, "collecting removed files")
+            with trio.move_on_after(times.sweep_ms / 1000):
+                await ctx.garbage.wait()
+            await trio.sleep(times.gather_ms / 1000)
+
+    async def _run_sweeps(self) -> None:
+        records_at = 0.0
+        while True:
+            await self._guarded(self._intents.sweep, "completing intents")
+            await self._guarded(self.end_dead_sessions, "ending the sessions of dead clients")
+            now = self._ctx.env.monotonic()
+            if now >= records_at:
+                await self._guarded(self.forget_records, "forgetting old records")
+                records_at = now + self._times.record_sweep_ms / 1000
+            await trio.sleep(self._times.sweep_ms / 1000)
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]], what: str) -> None:
+        """Run one round; what fails is tried again in the next."""
+        try:
+            await work()
+            self._failing = False
+        except FS3Error as error:
+            if not self._failing:
+                logger.warning("%s failed, trying again: %s", what, error)
+            self._failing = True
+        except Exception:
+            logger.exception("%s failed", what)
+
+    # Garbage
+
+    async def collect(self) -> None:
+        """Remove the chunks of all removed files that are ours or nobody's."""
+        begin, end = span(b"GCQ_")
+        while True:
+            pairs = await self._ctx.engine.transaction().get_range(begin, end, limit=PAGE, snapshot=True)
+            found = [(inode_of_key(key), Garbage.unpack(value)) for key, value in pairs]
+            todo = [(inode, garbage) for inode, garbage in found if self._claims.free(inode, garbage.owner, garbage.beat)]
+            if todo:
+                # A power failure that brings a file back must not find it without its chunks.
+                await self._ctx.engine.sync()
+                await self._collect_some(todo)
+            if len(pairs) < PAGE:
+                return
+            begin = pairs[-1][0] + b"\0"
+
+    async def _collect_some(self, todo: list[tuple[int, Garbage]]) -> None:
+        todo = await self._take_over(todo)
+        done: list[int] = []
+        failed: list[FS3Error] = []
+
+        async def worker() -> None:
+            while todo:
+                inode, garbage = todo.pop()
+                deadline = self._ctx.env.monotonic() + self._times.work_ms / 1000
+                try:
+                    await self._chunks.remove(inode, garbage.layout, garbage.bound, deadline=deadline)
+                    done.append(inode)
+                except FS3Error as error:
+                    failed.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(FILES_AT_ONCE, len(todo))):
+                nursery.start_soon(worker)
+
+        async def forget(txn: Txn) -> None:
+            for inode in done:
+                txn.clear(garbage_key(inode))
+
+        if done:
+            await transact(self._ctx.engine, forget, env=self._ctx.env, idempotent=True)
+            for inode in done:
+                self._claims.forget(inode)
+            self._ctx.env.metrics.count("meta.files_collected", len(done))
+        if failed:
+            raise failed[0]
+
+    async def _take_over(self, todo: list[tuple[int, Garbage]]) -> list[tuple[int, Garbage]]:
+        """Claim what another daemon has abandoned. Returns what is now ours."""
+        ctx = self._ctx
+        mine = [each for each in todo if each[1].owner == ctx.owner]
+        others = [each for each in todo if each[1].owner != ctx.owner]
+
+        async def claim(txn: Txn) -> list[tuple[int, Garbage]]:
+            taken = []
+            for inode, seen in others:
+                value = await txn.get(garbage_key(inode))
+                if value is None or Garbage.unpack(value).owner not in (seen.owner, ctx.owner):
+                    continue
+                taken.append((inode, Garbage(seen.bound, seen.layout, ctx.owner, 0)))
+                txn.set(garbage_key(inode), taken[-1][1].pack())
+            return taken
+
+        return mine + (await transact(ctx.engine, claim, env=ctx.env, idempotent=True) if others else [])
+
+    # Sessions
+
+    async def end_dead_sessions(self) -> None:
+        """End the sessions of clients that have been dead, or unknown to mgmtd, for long enough."""
+        states = await self._clients()
+        now = self._ctx.env.monotonic()
+        for client, alive in states.items():
+            if alive:
+                self._gone_since.pop(client, None)
+                self._swept.discard(client)
+            else:
+                self._gone_since.setdefault(client, now)
+        grace_s = self._times.session_grace_ms / 1000
+        dead = {client for client, alive in states.items() if not alive and now - self._gone_since[client] >= grace_s}
+        holders = await self._holders()
+        for client in holders - states.keys():
+            since = self._gone_since.setdefault(client, now)
+            if now - since >= self._times.unknown_grace_ms / 1000:
+                dead.add(client)
+        for client in [client for client in self._gone_since if client not in states and client not in holders]:
+            del self._gone_since[client]
+        if dead & holders:
+            await self._end_sessions(dead & holders)
+
+    async def _holders(self) -> set[int]:
+        """All clients that have sessions."""
+        found: set[int] = set()
+        await self._each_session(lambda inode, client, session, value: found.add(client))
+        return found
+
+    async def _each_session(self, visit: Callable[[int, int, int, bytes], None]) -> None:
+        begin, end = span(b"SESS")
+        while True:
+            pairs = await self._ctx.engine.transaction().get_range(begin, end, limit=PAGE, snapshot=True)
+            for key, value in pairs:
+                visit(*session_key_parts(key), value)
+            if len(pairs) < PAGE:
+                return
+            begin = pairs[-1][0] + b"\0"
+            await trio.lowlevel.checkpoint()
+
+    async def _end_sessions(self, dead: set[int]) -> None:
+        found: list[tuple[int, int, int, bytes]] = []
+
+        def note(inode: int, client: int, session: int, value: bytes) -> None:
+            if client in dead:
+                found.append((inode, client, session, value))
+
+        await self._each_session(note)
+        for inode, client, session, value in found:
+            await self._end_session(inode, client, session, Session.unpack(value).hold)
+        if found:
+            logger.info("ended %d sessions of dead clients %s", len(found), sorted(dead))
+
+    async def _end_session(self, number: int, client: int, session: int, hold: bool) -> None:
+        """End one session; what its client wrote and did not report is found on the chains."""
+        ctx = self._ctx
+
+        async def end(txn: Txn) -> bool:
+            key = session_key(number, client, session)
+            if await txn.get(key) is None:
+                return False
+            txn.clear(key)
+            inode = await resolve.load(txn, number)
+            assert inode is not None, f"a session of inode {number}, which does not exist"
+            settle = inode.kind == FILE and not hold
+            if inode.nlink == 0 and not await has_session(txn, number):
+                # Nobody knows how far it was written: the flag makes the collector look everywhere.
+                inode.flags |= INODE_PENDING if settle else 0
+                discard(ctx, txn, inode)
+                return False
+            if not settle:
+                return False
+            if inode.flags & INODE_PENDING:
+                raise IntentPending(number)
+            inode.flags |= INODE_PENDING
+            txn.set(intent_key(number), Intent(INTENT_SETTLE, 0, -1, ctx.owner, 0).pack())
+            txn.set(inode_key(number), inode.pack())
+            return True
+
+        while True:
+            try:
+                settle = await transact(ctx.engine, end, env=ctx.env, idempotent=True)
+                break
+            except IntentPending:
+                await self._intents.complete(number)
+        if settle:
+            await self._intents.complete(number)
+
+    # Records of requests
+
+    async def forget_records(self) -> None:
+        """Remove the records of requests done so long ago that nobody asks for them again."""
+        ctx = self._ctx
+        begin, end = span(b"IDEM")
+        while True:
+            oldest = (ctx.now_ns() // 1_000_000 - self._times.record_age_ms) // 1000
+            pairs = await ctx.engine.transaction().get_range(begin, end, limit=PAGE, snapshot=True)
+            old = [(key, value) for key, value in pairs if unpack_record(value)[2] < oldest]
+
+            async def forget(txn: Txn, old: list[tuple[bytes, bytes]] = old) -> None:
+                for key, value in old:
+                    if await txn.get(key) == value:
+                        txn.clear(key)
+
+            if old:
+                await transact(ctx.engine, forget, env=ctx.env, idempotent=True)
+            if len(pairs) < PAGE:
+                return
+            begin = pairs[-1][0] + b"\0"
+            await trio.lowlevel.checkpoint()

@@ -1,0 +1,156 @@
+"""open, close and report: sessions of writers, and what they tell about length and content."""
+
+from __future__ import annotations
+
+from fs3.api.meta import (
+    Access,
+    AppendReply,
+    AppendRequest,
+    AttrReply,
+    Caller,
+    CloseRequest,
+    OpenReply,
+    OpenRequest,
+    ReportRequest,
+)
+from fs3.errors import Code, FS3Error
+from fs3.kv.base import Txn
+from fs3.layout import FILE_LENGTH_MAX
+
+from .. import acl, resolve
+from ..context import Context
+from ..schema import (
+    DIRECTORY,
+    FILE,
+    INODE_PENDING,
+    INTENT_SETTLE,
+    SYMLINK,
+    Inode,
+    Intent,
+    Session,
+    inode_key,
+    intent_key,
+    session_key,
+)
+from .attr import set_length
+from .unlink import discard, has_session
+
+WRITES = int(Access.WRITE)
+_RIGHTS = {Access.READ: acl.READ, Access.WRITE: acl.WRITE, Access.READ_WRITE: acl.READ | acl.WRITE}
+
+
+async def open_inode(
+    ctx: Context, txn: Txn, number: int, caller: Caller, client: int, access: Access, truncate: bool, session: int
+) -> OpenReply:
+    """Open what exists. Raises IntentPending and what OpenRequest says."""
+    inode = await resolve.in_order(txn, number)
+    writes = access & WRITES
+    if inode.kind == DIRECTORY and (writes or truncate):
+        raise FS3Error(Code.IS_DIRECTORY, f"inode {number} is a directory")
+    if inode.kind == SYMLINK:
+        raise FS3Error(Code.LOOP, f"inode {number} is a symbolic link")
+    acl.require(inode, caller, _RIGHTS[access] | (acl.WRITE if truncate else 0))
+    if inode.kind == FILE and truncate:
+        await set_length(ctx, txn, inode, 0, ctx.now_ns())
+        if caller.uid != 0:
+            inode.mode = acl.without_set_id(inode.mode)
+        txn.set(inode_key(number), inode.pack())
+    if inode.kind == FILE and writes:
+        txn.set(session_key(number, client, session), Session(caller.uid, False, ctx.now_ns()).pack())
+    return OpenReply(await resolve.attr(txn, inode))
+
+
+async def open(ctx: Context, txn: Txn, request: OpenRequest) -> OpenReply:
+    return await open_inode(
+        ctx,
+        txn,
+        request.inode,
+        request.caller,
+        request.client,
+        request.access,
+        request.truncate,
+        request.session,
+    )
+
+
+async def _take_report(ctx: Context, txn: Txn, inode: Inode, request: CloseRequest | ReportRequest) -> bool:
+    """Bring the inode up to what a writer tells. Returns whether that changed it."""
+    hint = request.length_hint
+    if hint > FILE_LENGTH_MAX:
+        raise FS3Error(Code.FILE_TOO_LARGE, f"a length of {hint} bytes")
+    changed = request.wrote
+    if hint >= 0 and request.truncate_version != inode.truncate_version:
+        # Somebody cut the file meanwhile: what of the writer's bytes is still there, only the chains know.
+        inode.flags |= INODE_PENDING
+        txn.set(intent_key(inode.id), Intent(INTENT_SETTLE, 0, -1, ctx.owner, 0).pack())
+        changed = True
+    elif hint > inode.length:
+        inode.length = hint
+        changed = True
+    if request.wrote:
+        inode.mtime_ns = inode.ctime_ns = ctx.now_ns()
+        inode.data_version += 1
+        if inode.mode & (acl.SET_UID | acl.SET_GID):
+            value = await txn.get(session_key(inode.id, request.client, request.session))
+            if value is None or Session.unpack(value).uid != 0:
+                inode.mode = acl.without_set_id(inode.mode)
+    return changed
+
+
+async def close(ctx: Context, txn: Txn, request: CloseRequest) -> AttrReply:
+    inode = await resolve.in_order(txn, request.inode)
+    changed = await _take_report(ctx, txn, inode, request)
+    txn.clear(session_key(inode.id, request.client, request.session))
+    if inode.nlink == 0 and not await has_session(txn, inode.id):
+        discard(ctx, txn, inode)
+    elif changed:
+        txn.set(inode_key(inode.id), inode.pack())
+    return AttrReply(inode.attr())
+
+
+async def report(ctx: Context, txn: Txn, request: ReportRequest) -> AttrReply:
+    inode = await resolve.in_order(txn, request.inode)
+    if await _take_report(ctx, txn, inode, request):
+        txn.set(inode_key(inode.id), inode.pack())
+    return AttrReply(inode.attr())
+
+
+async def peek(ctx: Context, txn: Txn, request: ReportRequest) -> AttrReply | None:
+    """The reply to a report that changes nothing; None where it does change something."""
+    inode = await resolve.in_order(txn, request.inode)
+    new = request.length_hint >= 0 and (
+        request.length_hint > inode.length or request.truncate_version != inode.truncate_version
+    )
+    return None if new or request.wrote else AttrReply(inode.attr())
+
+
+async def is_stale(ctx: Context, txn: Txn, request: AppendRequest) -> bool:
+    """Whether the appender's own idea of the file's end is from before a truncation."""
+    inode = await resolve.in_order(txn, request.inode)
+    return request.length_hint >= 0 and request.truncate_version != inode.truncate_version
+
+
+async def settle(ctx: Context, txn: Txn, number: int) -> None:
+    """Have the length looked up on the chains, unless other work on them is pending: completing that comes first."""
+    inode = await resolve.present(txn, number)
+    if not inode.flags & INODE_PENDING:
+        inode.flags |= INODE_PENDING
+        txn.set(inode_key(number), inode.pack())
+        txn.set(intent_key(number), Intent(INTENT_SETTLE, 0, -1, ctx.owner, 0).pack())
+
+
+async def append(ctx: Context, txn: Txn, request: AppendRequest) -> AppendReply:
+    """Give the appender the range behind the file's end."""
+    inode = await resolve.in_order(txn, request.inode)
+    if request.length < 0:
+        raise FS3Error(Code.INVALID, f"an append of {request.length} bytes")
+    offset = inode.length
+    if request.truncate_version == inode.truncate_version:
+        offset = max(offset, request.length_hint)
+    if offset + request.length > FILE_LENGTH_MAX:
+        raise FS3Error(Code.FILE_TOO_LARGE, f"an append of {request.length} bytes at {offset}")
+    inode.length = offset + request.length
+    inode.mtime_ns = inode.ctime_ns = ctx.now_ns()
+    inode.data_version += 1
+    txn.set(inode_key(inode.id), inode.pack())
+    return AppendReply(offset, inode.attr())

@@ -1,0 +1,322 @@
+"""Every key and value that the metadata service keeps in the key-value store. Pure.
+
+Keys are a 4-byte tag and ordered parts (fs3.kv.keys). Integers in values are little-endian.
+
+    tag   key parts                 value
+    INOD  inode                     Inode: attributes, layout, a symlink's target. Present as long as the inode has a name
+                                    or a session; what has neither is in GCQ_, or gone.
+    DENT  parent, name              inode u64, kind u8: one directory entry.
+    DTIM  directory                 mtime i64, ctime i64 (ns). Of directories these two stand here and not in INOD, so that
+                                    creating and removing names writes them blindly and conflicts with nobody.
+    DSUB  directory                 counter (atomic_add): subdirectories. nlink of a directory = 2 + this.
+    XATR  inode, name               value of an extended attribute. INODE_XATTRS is set where an inode has, or had, any.
+    SESS  inode, client, session    Session: an open for writing, or a hold (a file open for reading whose last name was
+                                    removed by its own mount). An inode without names lives until its last session ends.
+                                    Those of a dead client are found by reading all SESS, which only its death causes.
+    IDEM  client, channel           sequence u64, method u16, second u64, error u8, reply: what the last request of this
+                                    channel came to, written by the transaction that did it.
+    INTN  inode                     Intent: what has to be done to the file's chunks before anybody goes on with it.
+                                    INODE_PENDING is set in the inode exactly while this key is present.
+    GCQ_  inode                     Garbage: a removed file whose chunks are to be removed.
+    IBLK                            counter u64: inode ids below it are handed out.
+    STAT  name                      counter (atomic_add). "inodes": how many INOD there are.
+
+Invariants: every DENT names an INOD; the nlink of a file is its number of DENT; a directory has exactly one DENT, in
+`parent`, and its DTIM; an inode id is never used twice.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from fs3.api.meta import Attr, FileKind
+from fs3.errors import Code, FS3Error
+from fs3.layout import FileLayout
+
+FILE = FileKind.FILE
+DIRECTORY = FileKind.DIRECTORY
+SYMLINK = FileKind.SYMLINK
+_KINDS = {int(kind): kind for kind in FileKind}
+
+INODE_PENDING = 1
+"""An INTN is there: whoever opens, resizes or reports on this file completes it first."""
+INODE_XATTRS = 2
+"""XATR keys may exist."""
+
+FORMAT = 1
+"""First byte of INOD, SESS, INTN and GCQ_ values; a reader refuses a greater one."""
+
+_INODE = struct.Struct("<BBBHIIIqqqqQQQQIIIIQ")
+_DENTRY = struct.Struct("<QB")
+_TIMES = struct.Struct("<qq")
+_SESSION = struct.Struct("<BBIq")
+_INTENT = struct.Struct("<BBqqQQ")
+_GARBAGE = struct.Struct("<BqIIIIQQQ")
+_RECORD = struct.Struct("<QHQB")
+_COUNTER = struct.Struct("<q")
+
+STAT_INODES = b"STATinodes"
+INODE_BLOCKS = b"IBLK"
+
+_U64 = struct.Struct(">Q").pack
+_U64_U64 = struct.Struct(">QQ").pack
+_U64_U64_U64 = struct.Struct(">QQQ").pack
+
+
+def inode_key(inode: int) -> bytes:
+    return b"INOD" + _U64(inode)
+
+
+def entry_key(parent: int, name: bytes) -> bytes:
+    return b"DENT" + _U64(parent) + name
+
+
+def times_key(inode: int) -> bytes:
+    return b"DTIM" + _U64(inode)
+
+
+def subdirectories_key(inode: int) -> bytes:
+    return b"DSUB" + _U64(inode)
+
+
+def xattr_key(inode: int, name: bytes) -> bytes:
+    return b"XATR" + _U64(inode) + name
+
+
+def session_key(inode: int, client: int, session: int) -> bytes:
+    return b"SESS" + _U64_U64_U64(inode, client, session)
+
+
+def session_key_parts(key: bytes) -> tuple[int, int, int]:
+    """(inode, client, session) of a SESS key."""
+    return int.from_bytes(key[4:12], "big"), int.from_bytes(key[12:20], "big"), int.from_bytes(key[20:28], "big")
+
+
+def record_key(client: int, channel: int) -> bytes:
+    return b"IDEM" + _U64_U64(client, channel)
+
+
+def intent_key(inode: int) -> bytes:
+    return b"INTN" + _U64(inode)
+
+
+def garbage_key(inode: int) -> bytes:
+    return b"GCQ_" + _U64(inode)
+
+
+def inode_of_key(key: bytes) -> int:
+    """The first number of a key."""
+    return int.from_bytes(key[4:12], "big")
+
+
+ENTRY_PREFIX = 12
+"""Bytes of a DENT or XATR key before the name."""
+
+
+def span(prefix: bytes) -> tuple[bytes, bytes]:
+    """[begin, end) of the keys that start with a tag, or with a tag and a number, whichever is given."""
+    number = int.from_bytes(prefix, "big") + 1
+    return prefix, number.to_bytes(len(prefix), "big")
+
+
+@dataclass(slots=True)
+class Inode:
+    """The value of INOD, unpacked. mtime_ns, ctime_ns and nlink of a directory are right only once they were read from
+    DTIM and DSUB (resolve.complete). flags: INODE_*. target: of a symlink. For the rest see fs3.api.meta.Attr."""
+
+    id: int
+    kind: int
+    flags: int
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    length: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    rdev: int
+    parent: int
+    truncate_version: int
+    data_version: int
+    table: int
+    table_version: int
+    chunk_size: int
+    stripe: int
+    seed: int
+    target: bytes = b""
+
+    def pack(self) -> bytes:
+        value = _INODE.pack(
+            FORMAT,
+            self.kind,
+            self.flags,
+            self.mode,
+            self.uid,
+            self.gid,
+            self.nlink,
+            self.length,
+            self.atime_ns,
+            self.mtime_ns,
+            self.ctime_ns,
+            self.rdev,
+            self.parent,
+            self.truncate_version,
+            self.data_version,
+            self.table,
+            self.table_version,
+            self.chunk_size,
+            self.stripe,
+            self.seed,
+        )
+        return value + self.target if self.target else value
+
+    @staticmethod
+    def unpack(inode: int, value: bytes) -> Inode:
+        fields = _INODE.unpack_from(value)
+        if fields[0] != FORMAT:
+            raise _newer("INOD", fields[0])
+        found = Inode(inode, *fields[1:])
+        if len(value) > _INODE.size:
+            found.target = value[_INODE.size :]
+        return found
+
+    def layout(self) -> FileLayout:
+        return FileLayout(self.table, self.table_version, self.chunk_size, self.stripe, self.seed)
+
+    def attr(self) -> Attr:
+        kind = self.kind
+        return Attr(
+            self.id,
+            0,
+            _KINDS[kind],
+            self.mode,
+            self.uid,
+            self.gid,
+            self.nlink,
+            self.length,
+            self.atime_ns,
+            self.mtime_ns,
+            self.ctime_ns,
+            self.rdev,
+            self.parent,
+            self.truncate_version,
+            self.data_version,
+            self.layout() if kind <= 2 else None,
+        )
+
+
+def pack_entry(inode: int, kind: int) -> bytes:
+    return _DENTRY.pack(inode, kind)
+
+
+def unpack_entry(value: bytes) -> tuple[int, int]:
+    """(inode, kind) of a DENT value."""
+    inode, kind = _DENTRY.unpack(value)
+    return inode, kind
+
+
+def pack_times(mtime_ns: int, ctime_ns: int) -> bytes:
+    return _TIMES.pack(mtime_ns, ctime_ns)
+
+
+def unpack_times(value: bytes) -> tuple[int, int]:
+    """(mtime_ns, ctime_ns) of a DTIM value."""
+    mtime_ns, ctime_ns = _TIMES.unpack(value)
+    return mtime_ns, ctime_ns
+
+
+def unpack_counter(value: bytes | None) -> int:
+    """A counter kept by atomic_add."""
+    return 0 if value is None else int(_COUNTER.unpack(value)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """uid: of the opener, whose writing clears set-id bits. hold: only keeps the data. since_ns: wall clock."""
+
+    uid: int
+    hold: bool
+    since_ns: int
+
+    def pack(self) -> bytes:
+        return _SESSION.pack(FORMAT, self.hold, self.uid, self.since_ns)
+
+    @staticmethod
+    def unpack(value: bytes) -> Session:
+        version, hold, uid, since_ns = _SESSION.unpack(value)
+        if version != FORMAT:
+            raise _newer("SESS", version)
+        return Session(uid, bool(hold), since_ns)
+
+
+INTENT_TRUNCATE = 1
+INTENT_SETTLE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """Work on the chunks of a file that has to be done before the file is used further.
+
+    INTENT_TRUNCATE: nothing may stay behind `length`; `bound`: no chunk holds bytes at or behind it (-1: not known).
+    INTENT_SETTLE: the length becomes at least what the chains hold. owner, beat: who is at it; a claim that stays the
+    same for longer than its holder may work counts as abandoned.
+    """
+
+    kind: int
+    length: int
+    bound: int
+    owner: int
+    beat: int
+
+    def pack(self) -> bytes:
+        return _INTENT.pack(FORMAT, self.kind, self.length, self.bound, self.owner, self.beat)
+
+    @staticmethod
+    def unpack(value: bytes) -> Intent:
+        version, kind, length, bound, owner, beat = _INTENT.unpack(value)
+        if version != FORMAT:
+            raise _newer("INTN", version)
+        return Intent(kind, length, bound, owner, beat)
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """A removed file. bound: no chunk holds bytes at or behind it (-1: not known). owner, beat: as in Intent."""
+
+    bound: int
+    layout: FileLayout
+    owner: int
+    beat: int
+
+    def pack(self) -> bytes:
+        of = self.layout
+        return _GARBAGE.pack(
+            FORMAT, self.bound, of.table, of.table_version, of.chunk_size, of.stripe, of.seed, self.owner, self.beat
+        )
+
+    @staticmethod
+    def unpack(value: bytes) -> Garbage:
+        version, bound, table, table_version, chunk_size, stripe, seed, owner, beat = _GARBAGE.unpack(value)
+        if version != FORMAT:
+            raise _newer("GCQ_", version)
+        return Garbage(bound, FileLayout(table, table_version, chunk_size, stripe, seed), owner, beat)
+
+
+def pack_record(sequence: int, method: int, second: int, error: bool, body: bytes) -> bytes:
+    return _RECORD.pack(sequence, method, second, error) + body
+
+
+def unpack_record(value: bytes) -> tuple[int, int, int, bool, bytes]:
+    """(sequence, method, second, whether body is an error, body) of an IDEM value."""
+    sequence, method, second, error = _RECORD.unpack_from(value)
+    return sequence, method, second, bool(error), value[_RECORD.size :]
+
+
+def _newer(tag: str, version: int) -> FS3Error:
+    return FS3Error(
+        Code.FORMAT_VERSION,
+        f"{tag} record of format {version}, this program knows {FORMAT}: the store was written by a newer version",
+        retryable=False,
+    )

@@ -30,6 +30,7 @@ BODY_SIZE_MAX = 8 * 1024 * 1024
 PAYLOAD_SIZE_MAX = 64 * 1024 * 1024
 
 _STAGING_SIZE = 64 * 1024
+_ROOM_SIZE_MIN = 4 * 1024
 
 
 class Kind(IntEnum):
@@ -93,7 +94,9 @@ class Framer:
             return self._payload[self._filled :]
         if self._start == self._end:
             self._start = self._end = 0
-        elif self._end == len(self._staging):
+            if len(self._staging) > _STAGING_SIZE:
+                self._staging = memoryview(bytearray(_STAGING_SIZE))  # it grew for one long body
+        elif len(self._staging) - self._end < _ROOM_SIZE_MIN:
             self._make_room()
         return self._staging[self._end :]
 
@@ -137,7 +140,7 @@ class Framer:
             self._staging, start
         )
         if magic != MAGIC:
-            raise ProtocolError(f"not an fs3 frame (starts with {bytes(magic)!r})")
+            raise ProtocolError(f"not an fs3 frame (starts with {magic!r})")
         if version != VERSION:
             raise ProtocolError(f"frame version {version}, this program speaks {VERSION}")
         if kind not in _KINDS:

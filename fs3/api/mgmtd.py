@@ -126,7 +126,8 @@ class GetRoutingReply:
 class FormatRequest:
     """Make the first chain table out of the registered targets: chains of `replicas` targets on different nodes.
 
-    Refused with ALREADY_FORMATTED when a table exists, BAD_PLACEMENT when the targets do not suffice.
+    chunk_size: bytes. stripe: over how many chains a file is spread; 0, or more than there are, means all of them.
+    Refused with ALREADY_FORMATTED when a table exists, BAD_PLACEMENT when the targets do not suffice, CONFIG.
     """
 
     replicas: int

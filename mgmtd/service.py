@@ -1,0 +1,273 @@
+"""The management service: who is primary, the requests, the passing of time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import trio
+
+from fs3.api.common import Empty
+from fs3.api.mgmtd import (
+    CLUSTER_CONFIG,
+    FORMAT,
+    GET_ROUTING,
+    HEARTBEAT,
+    LIST_CLIENTS,
+    REGISTER,
+    UNREGISTER,
+    ClusterConfigReply,
+    FormatReply,
+    FormatRequest,
+    GetRoutingReply,
+    GetRoutingRequest,
+    HeartbeatReply,
+    HeartbeatRequest,
+    ListClientsReply,
+    RegisterReply,
+    RegisterRequest,
+    RoutingMessage,
+    UnregisterRequest,
+    not_primary,
+)
+from fs3.env import Env
+from fs3.errors import Code, FS3Error
+from fs3.ids import NodeKind
+from fs3.routing import Node
+from fs3.rpc.server import Call, RpcServer
+
+from .cluster import Change, Cluster, Timing
+from .lease import PrimaryLease
+from .store import Store
+
+logger = logging.getLogger("fs3.mgmtd.service")
+
+T = TypeVar("T")
+
+WAIT_MS_MAX = 60_000
+"""Longest that GET_ROUTING waits for something newer."""
+COMMIT_MS_MAX = 10_000
+"""A commit that takes longer counts as lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Me:
+    """This mgmtd. exclusive: no other process can have its store open."""
+
+    node: int
+    address: str
+    host: str
+    incarnation: int
+    exclusive: bool
+
+
+class MgmtdService:
+    """One mgmtd daemon's service. `bind` its handlers to a server, and keep `run` running."""
+
+    def __init__(self, env: Env, store: Store, me: Me, timing: Timing) -> None:
+        self._env = env
+        self._store = store
+        self._me = me
+        self._timing = timing
+        self._lease = PrimaryLease(me.node, me.incarnation, me.address, timing.lease_ms, me.exclusive)
+        self._cluster: Cluster | None = None  # while we are primary
+        self._epoch = 0  # of the lease under which it was loaded
+        self._lock = trio.Lock()  # held from making a change to applying it
+        self._changed = trio.Event()  # fires when routing changes, or we are no longer primary
+        self._wake = trio.Event()  # the lease must be seen to at once
+
+    @property
+    def is_primary(self) -> bool:
+        return self._cluster is not None and self._lease.holds(self._env.monotonic())
+
+    def bind(self, server: RpcServer) -> None:
+        server.handle(REGISTER, self._register)
+        server.handle(HEARTBEAT, self._heartbeat)
+        server.handle(UNREGISTER, self._unregister)
+        server.handle(GET_ROUTING, self._get_routing)
+        server.handle(FORMAT, self._format)
+        server.handle(LIST_CLIENTS, self._list_clients)
+        server.handle(CLUSTER_CONFIG, self._cluster_config)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be primary or wait for it, until cancelled. Started once we are it, or know who is.
+
+        Raises CONFIG where our node id is that of another daemon.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_time)
+                await self._hold_office(task_status)
+        finally:
+            self._step_down()
+            with trio.move_on_after(1, shield=True):
+                try:
+                    await self._store.release(self._lease)
+                except FS3Error as error:
+                    logger.info("the lease was not released and will run out: %s", error)
+
+    # -- who is primary
+
+    async def _hold_office(self, task_status: trio.TaskStatus[None]) -> None:
+        """Renew the lease or try to get it, for ever."""
+        interval_s = self._timing.lease_ms / 8000
+        started = failing = False
+        while True:
+            self._wake = trio.Event()
+            try:
+                await self._contend()
+                if failing:
+                    logger.warning("the store works again")
+                failing = False
+            except FS3Error as error:
+                if error.code is Code.CONFIG or not error.retryable:
+                    raise
+                if not failing and error.code not in (Code.CONFLICT, Code.NOT_PRIMARY):
+                    failing = True
+                    logger.error("cannot reach the store, trying on: %s", error)
+            if not started and (self.is_primary or self._lease.primary_address()):
+                started = True
+                task_status.started()
+            await trio.sleep(interval_s / 4)  # at most so often, however urgent
+            with trio.move_on_after(interval_s * 3 / 4):
+                await self._wake.wait()
+
+    async def _contend(self) -> None:
+        """One try to get or keep the lease; and to take or leave office by its outcome."""
+        with trio.move_on_after(self._timing.lease_ms / 2000):
+            await self._store.contend(self._lease, self._env.monotonic)
+        if not self._lease.holds(self._env.monotonic()):
+            if self._cluster is not None:
+                logger.warning("no longer primary (epoch %d)", self._epoch)
+                self._step_down()
+        elif self._cluster is None or self._epoch != self._lease.epoch:
+            await self._take_office()
+
+    async def _take_office(self) -> None:
+        """Load everything and begin to answer."""
+        async with self._lock:
+            self._cluster = None  # not _step_down(): the lease just taken is to be kept
+            epoch = self._lease.epoch
+            try:
+                with trio.fail_after(COMMIT_MS_MAX / 1000):
+                    saved = await self._store.load(epoch, f"{self._env.random.getrandbits(64):016x}")
+                    cluster = Cluster(saved, self._timing, self._env.monotonic())
+                    me = self._me
+                    node = Node(me.node, NodeKind.MGMTD, me.address, me.host, True, me.incarnation)
+                    change = cluster.take_office(node)
+                    await self._store.commit(change, epoch, cluster.head.revision)
+            except (FS3Error, trio.TooSlowError) as error:
+                self._lease.give_up()
+                if isinstance(error, FS3Error):
+                    raise
+                raise FS3Error(Code.KV_UNAVAILABLE, "the store takes too long to be loaded") from None
+            cluster.apply(change)
+            self._cluster, self._epoch = cluster, epoch
+            logger.info("primary of cluster %s at epoch %d, routing version %d", saved.head.cluster, epoch, cluster.version)
+
+    def _step_down(self) -> None:
+        self._cluster = None
+        self._lease.give_up()
+        self._notify()
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    def _primary(self) -> Cluster:
+        """The cluster, for those who ask the primary. Raises NOT_PRIMARY."""
+        if self._cluster is None or not self._lease.holds(self._env.monotonic()):
+            raise not_primary(self._lease.primary_address())
+        return self._cluster
+
+    # -- changes
+
+    async def _change(self, make: Callable[[Cluster, float], tuple[Change, T]]) -> T:
+        """Make a change, commit it if it has to last, apply it; one at a time.
+
+        Where it is not certain that a commit has (or has not) happened we are no longer primary, until what is really
+        stored was loaded. The caller may be cancelled, the commit is not.
+        """
+        async with self._lock:
+            cluster = self._primary()
+            change, reply = make(cluster, self._env.monotonic())
+            if change.head is None:
+                cluster.apply(change)
+                return reply
+            try:
+                with trio.fail_after(COMMIT_MS_MAX / 1000, shield=True):
+                    await self._store.commit(change, self._epoch, cluster.head.revision)
+            except (FS3Error, trio.TooSlowError) as error:
+                logger.warning("a change could not be committed, loading the stored state again: %s", error)
+                self._step_down()
+                self._wake.set()
+                if isinstance(error, FS3Error) and not error.retryable:
+                    raise
+                raise not_primary("") from error
+            before = cluster.version
+            cluster.apply(change)
+            if cluster.version != before:
+                self._tell(change, cluster)
+                self._notify()
+            return reply
+
+    def _tell(self, change: Change, cluster: Cluster) -> None:
+        """The log lines that an operator looks for."""
+        for number, node in change.nodes.items():
+            if node is not None:
+                kind = NodeKind(node.kind).name.lower()
+                logger.info("%s node %d at %s is %s", kind, number, node.address, "alive" if node.alive else "dead")
+        for chain in change.chains.values():
+            states = " ".join([f"{t.target}:{t.state.name.lower()}" for t in chain.targets])
+            logger.info("chain %d version %d: %s", chain.id, chain.version, states)
+            if chain.head() is None:
+                logger.error("chain %d cannot be used until target %d returns", chain.id, chain.targets[0].target)
+        logger.debug("routing version %d", cluster.version)
+
+    async def _watch_time(self) -> None:
+        """Find the leases that ran out."""
+        while True:
+            await trio.sleep(min(0.5, self._timing.lease_ms / 20_000))
+            if not self.is_primary:
+                continue
+            try:
+                await self._change(lambda cluster, now: (cluster.tick(now), None))
+            except FS3Error as error:
+                logger.debug("leases not looked at: %s", error)
+
+    # -- requests
+
+    async def _register(self, request: RegisterRequest, call: Call) -> RegisterReply:
+        return await self._change(lambda cluster, now: cluster.register(request, now))
+
+    async def _heartbeat(self, request: HeartbeatRequest, call: Call) -> HeartbeatReply:
+        return await self._change(lambda cluster, now: cluster.heartbeat(request, now))
+
+    async def _unregister(self, request: UnregisterRequest, call: Call) -> Empty:
+        return await self._change(lambda cluster, now: (cluster.unregister(request, now), Empty()))
+
+    async def _format(self, request: FormatRequest, call: Call) -> FormatReply:
+        reply = await self._change(lambda cluster, now: cluster.format(request))
+        logger.info("formatted: %d chains of %d replicas", reply.chains, request.replicas)
+        return reply
+
+    async def _get_routing(self, request: GetRoutingRequest, call: Call) -> GetRoutingReply:
+        deadline = self._env.monotonic() + min(max(request.wait_ms, 0), WAIT_MS_MAX) / 1000
+        while True:
+            cluster = self._primary()
+            # A version above ours is of a cluster whose data was replaced: that is news too.
+            if cluster.version != request.known_version:
+                return GetRoutingReply(RoutingMessage.of(cluster.routing))
+            left_s = deadline - self._env.monotonic()
+            if left_s <= 0:
+                return GetRoutingReply(None)
+            with trio.move_on_after(left_s):
+                await self._changed.wait()
+
+    async def _list_clients(self, request: Empty, call: Call) -> ListClientsReply:
+        return ListClientsReply(self._primary().client_list())
+
+    async def _cluster_config(self, request: Empty, call: Call) -> ClusterConfigReply:
+        return self._primary().config()

@@ -1,0 +1,168 @@
+"""What mgmtd keeps in the KV store: all keys and values, and the only transactions on them.
+
+| key (fs3.kv.keys)  | value                                                                                  |
+|--------------------|----------------------------------------------------------------------------------------|
+| MGow               | lease.Owner: who is primary; changes at each take-over                                 |
+| MGrn               | how often the lease was renewed, 8 bytes; apart from MGow, so that renewals conflict   |
+|                    | with no commit                                                                         |
+| MGhd               | cluster.Head: revision, routing version, cluster id, next client id                    |
+| MGcf               | api.ClusterConfigReply: what was chosen at format; absent before                       |
+| MGch, chain id     | routing.Chain                                                                          |
+| MGtb, table id     | routing.Table                                                                          |
+| MGtg, target id    | routing.Target; its local state and fill level as of some routing version              |
+| MGnd, node id      | routing.Node                                                                           |
+| MGcl, client id    | cluster.ClientRecord                                                                   |
+
+Values are in the wire format (fs3.wire.codec), hence may get fields at their end. Every commit reads MGow and MGhd and
+fails where the epoch or the revision is not what this primary knows: one that was deposed can change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from fs3.api.mgmtd import ClusterConfigReply
+from fs3.errors import Code, FS3Error
+from fs3.kv.base import KVEngine, Txn
+from fs3.kv.keys import key, prefix_range
+from fs3.routing import Chain, Node, Table, Target
+from fs3.wire.codec import decode, encode
+
+from .cluster import FIRST_CLIENT, Change, ClientRecord, Head, Saved
+from .lease import Owner, PrimaryLease, Record
+
+T = TypeVar("T")
+
+OWNER = key(b"MGow")
+RENEWALS = key(b"MGrn")
+HEAD = key(b"MGhd")
+CONFIG = key(b"MGcf")
+CHAIN = b"MGch"
+TABLE = b"MGtb"
+TARGET = b"MGtg"
+NODE = b"MGnd"
+CLIENT = b"MGcl"
+
+_PAGE = 1000
+
+
+class Store:
+    """mgmtd's state in a KV store. Methods raise what transactions raise, and NOT_PRIMARY."""
+
+    def __init__(self, engine: KVEngine) -> None:
+        self._engine = engine
+
+    async def contend(self, lease: PrimaryLease, clock: Callable[[], float]) -> None:
+        """Renew the lease, or take it where it is free."""
+        asked_at = clock()
+        txn = self._engine.transaction()
+        record = await _record(txn)
+        written = lease.decide(record, clock())
+        if written is None:
+            return
+        _put_record(txn, record, written)
+        await txn.commit()
+        lease.granted(written, asked_at)
+
+    async def release(self, lease: PrimaryLease) -> None:
+        """Let another mgmtd take over at once; nothing happens where one has done so already."""
+        released = lease.released()
+        if released is None:
+            return
+        txn = self._engine.transaction()
+        record = await _record(txn)
+        assert released.owner is not None
+        if record.owner is not None and record.owner.epoch == released.owner.epoch:
+            _put_record(txn, record, released)
+            await txn.commit()
+
+    async def load(self, epoch: int, cluster: str) -> Saved:
+        """All that is stored; a store that is empty becomes that of a new cluster of this name.
+
+        Reads in several transactions: since we are primary nobody else writes, which the first commit will verify.
+        """
+        txn = self._engine.transaction()
+        await _check_epoch(txn, epoch)
+        raw = await txn.get(HEAD)
+        if raw is None:
+            head = Head(1, 1, cluster, FIRST_CLIENT)
+            txn.set(HEAD, encode(head))
+            await txn.commit()
+            await self._engine.sync()
+        else:
+            head = decode(Head, raw)
+        config = await self._engine.transaction().get(CONFIG)
+        return Saved(
+            head,
+            decode(ClusterConfigReply, config) if config is not None else None,
+            {chain.id: chain for chain in await self._all(CHAIN, Chain)},
+            {table.id: table for table in await self._all(TABLE, Table)},
+            {target.id: target for target in await self._all(TARGET, Target)},
+            {node.id: node for node in await self._all(NODE, Node)},
+            {client.id: client for client in await self._all(CLIENT, ClientRecord)},
+        )
+
+    async def commit(self, change: Change, epoch: int, revision: int) -> None:
+        """Store a change of the state at `revision`. Routing is also made safe from power loss: who saw a chain's
+        version acts on it, so it must never be given to another state of the chain."""
+        assert change.head is not None
+        txn = self._engine.transaction()
+        await _check_epoch(txn, epoch)
+        raw = await txn.get(HEAD)
+        stored = decode(Head, raw) if raw is not None else None
+        if stored is None or stored.revision != revision:
+            found = stored.revision if stored is not None else "nothing"
+            raise FS3Error(Code.CONFLICT, f"the store holds revision {found}, memory {revision}")
+        txn.set(HEAD, encode(change.head))
+        if change.config is not None:
+            txn.set(CONFIG, encode(change.config))
+        _put_all(txn, CHAIN, change.chains)
+        _put_all(txn, TABLE, change.tables)
+        _put_all(txn, TARGET, {target: change.targets[target] for target in change.stored_targets})
+        _put_all(txn, NODE, change.nodes)
+        _put_all(txn, CLIENT, change.clients)
+        await txn.commit()
+        if change.head.routing_version != stored.routing_version:
+            await self._engine.sync()
+
+    async def _all(self, tag: bytes, cls: type[T]) -> list[T]:
+        begin, end = prefix_range(tag)
+        found: list[T] = []
+        while True:
+            page = await self._engine.transaction().get_range(begin, end, limit=_PAGE)
+            found.extend([decode(cls, value) for _, value in page])
+            if len(page) < _PAGE:
+                return found
+            begin = page[-1][0] + b"\x00"
+
+
+async def _record(txn: Txn) -> Record:
+    owner = await txn.get(OWNER)
+    renewals = await txn.get(RENEWALS)
+    return Record(
+        decode(Owner, owner) if owner is not None else None,
+        int.from_bytes(renewals, "little") if renewals is not None else 0,
+    )
+
+
+def _put_record(txn: Txn, before: Record, record: Record) -> None:
+    assert record.owner is not None
+    if record.owner != before.owner:
+        txn.set(OWNER, encode(record.owner))
+    txn.set(RENEWALS, record.renewals.to_bytes(8, "little"))
+
+
+async def _check_epoch(txn: Txn, epoch: int) -> None:
+    raw = await txn.get(OWNER)
+    owner = decode(Owner, raw) if raw is not None else None
+    if owner is None or owner.epoch != epoch:
+        raise FS3Error(Code.NOT_PRIMARY, f"the lease is at epoch {owner.epoch if owner else 0}, no longer at {epoch}")
+
+
+def _put_all(txn: Txn, tag: bytes, records: Mapping[int, Any]) -> None:
+    for number, record in records.items():
+        if record is None:
+            txn.clear(key(tag, number))
+        else:
+            txn.set(key(tag, number), encode(record))

@@ -228,7 +228,7 @@ def daemon_settings(data: Path, cluster: ClusterConfig, lease_ms: int, ports: li
         settings[name] = {
             "node_id": STORAGE_NODE_FIRST + number,
             "listen": addresses[2 + number],
-            "data": str(data / name),
+            "data": [str(data / name)],
             "mgmtd": mgmtd,
         }
     return settings

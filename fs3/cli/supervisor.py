@@ -62,7 +62,8 @@ def spawn(daemon: Daemon, arguments: Sequence[str] = (), *, follow_parent: bool)
 
 def check_config(daemon: Daemon) -> subprocess.Popen[bytes]:
     """Start a daemon only to read its configuration; on standard error it says what is wrong with it."""
-    line = command(daemon.kind, ["--config", str(daemon.config), "--print-config"])
+    where = ["--mount", "/"] if daemon.kind == "mount" else []  # which a flag will say
+    line = command(daemon.kind, ["--config", str(daemon.config), *where, "--print-config"])
     return subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 

@@ -40,7 +40,7 @@ def test_no_two_daemons_share_an_id_a_port_or_a_folder() -> None:
     settings = daemon_settings(Path("/d"), ClusterConfig(), 3000, [1, 2, 3, 4, 5])
     daemons = [values for name, values in settings.items() if name != "mount"]
     for key in ("node_id", "listen", "data"):
-        assert len({values[key] for values in daemons}) == 5, key
+        assert len({str(values[key]) for values in daemons}) == 5, key
 
 
 def test_an_absent_or_empty_folder_is_new(tmp_path: Path) -> None:

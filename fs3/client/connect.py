@@ -1,0 +1,110 @@
+"""From addresses of mgmtd to a FileClient that is registered, and stays so."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from ..api.mgmtd import RegisterReply, RegisterRequest
+from ..env import Env
+from ..errors import Code, FS3Error
+from ..ids import NodeKind
+from ..rpc.client import RpcClient
+from .file import FileClient
+from .lease import Lease
+from .meta import MetaClient
+from .mgmtd import MgmtdClient
+from .storage import StorageClient
+
+logger = logging.getLogger("fs3.client.connect")
+
+
+@asynccontextmanager
+async def connect(env: Env, addresses: Sequence[str], host: str) -> AsyncIterator[FileClient]:
+    """A client of the cluster whose mgmtd daemons are at `addresses`; waits for one of them, for as long as it takes.
+
+    host: this machine's name. Leaving the context unregisters the client; close all handles before.
+    """
+    client_id = env.client_id()
+    async with trio.open_nursery() as nursery:
+        rpc = RpcClient(env, nursery)
+        mgmtd = MgmtdClient(env, rpc, addresses)
+        await nursery.start(mgmtd.run)
+        registration = Registration(env, mgmtd, host)
+        await nursery.start(registration.run)
+        meta = MetaClient(env, rpc, mgmtd, client_id)
+        storage = StorageClient(env, rpc, mgmtd, client_id, host)
+        client = FileClient(env, meta, storage, mgmtd, registration.node)
+        registration.renewed = client.reopen_sessions
+        nursery.start_soon(client.run_reports)
+        try:
+            yield client
+        finally:
+            with trio.CancelScope(shield=True):
+                await registration.end()
+            nursery.cancel_scope.cancel()
+
+
+async def _nothing() -> None:
+    pass
+
+
+class Registration:
+    """This client's registration with mgmtd.
+
+    A client that was taken for dead need not stop: chain versions fence its writes. It registers again as the same node,
+    and makes the sessions anew that meta may have ended meanwhile.
+    """
+
+    def __init__(self, env: Env, mgmtd: MgmtdClient, host: str) -> None:
+        self.node = 0
+        self.renewed = _nothing
+        self._env = env
+        self._mgmtd = mgmtd
+        self._host = host
+        self._lease: Lease | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Stay registered until cancelled. Started once registered for the first time."""
+        started = False
+        while True:
+            try:
+                async with trio.open_nursery() as nursery:
+                    self._lease = self._new_lease()
+                    reply: RegisterReply = await nursery.start(self._lease.run)
+                    self.node = reply.node
+                    if started:
+                        logger.warning("registered again as node %d", reply.node)
+                        await self.renewed()
+                    else:
+                        started = True
+                        task_status.started()
+            except* FS3Error as group:
+                error = _first(group)
+                if error.code is not Code.STALE_INCARNATION:
+                    raise error from None
+                logger.warning("registration lost: %s", error)
+
+    async def end(self) -> None:
+        """Tell mgmtd that this client stops."""
+        if self._lease is not None:
+            await self._lease.unregister()
+
+    def _new_lease(self) -> Lease:
+        incarnation = self._env.client_id()
+        return Lease(
+            self._env,
+            self._mgmtd,
+            lambda: RegisterRequest(self.node, NodeKind.CLIENT, "", self._host, incarnation),
+        )
+
+
+def _first(group: BaseExceptionGroup[FS3Error]) -> FS3Error:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, FS3Error)
+    return error

@@ -1,0 +1,593 @@
+"""FileClient: the whole client without FUSE. Files are inodes and handles here; fs3.client.paths adds paths.
+
+Writes are write-through: write() returns once every serving replica has the bytes in memory. Lengths and times of written
+files are reported to meta every second, at fsync, flush and close, and before anything that depends on them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+
+from ..api.common import Empty
+from ..api.meta import (
+    ACCESS,
+    APPEND,
+    CLOSE,
+    CREATE,
+    GETATTR,
+    GETXATTR,
+    LINK,
+    LISTXATTR,
+    LOOKUP,
+    MKNOD,
+    OPEN,
+    READDIR,
+    READLINK,
+    REMOVE,
+    RENAME,
+    REPORT,
+    SETATTR,
+    SETXATTR,
+    STATFS,
+    Access,
+    AccessRequest,
+    AppendRequest,
+    Attr,
+    Caller,
+    CloseRequest,
+    CreateRequest,
+    FileKind,
+    GetattrRequest,
+    GetxattrRequest,
+    LinkRequest,
+    ListxattrRequest,
+    LookupRequest,
+    MknodRequest,
+    OpenRequest,
+    ReaddirReply,
+    ReaddirRequest,
+    ReadlinkRequest,
+    RemoveReply,
+    RemoveRequest,
+    RenameFlags,
+    RenameReply,
+    RenameRequest,
+    ReportRequest,
+    SetattrRequest,
+    SetxattrRequest,
+    XattrMode,
+)
+from ..checksum import Buffer
+from ..env import Env
+from ..errors import Code, FS3Error
+from ..ids import ChunkId
+from ..layout import FILE_LENGTH_MAX, FileLayout, file_chains, split
+from ..routing import RoutingInfo
+from .inode import OpenInode
+from .meta import MetaClient
+from .storage import ChunkRead, RoutingSource, StorageClient
+
+logger = logging.getLogger("fs3.client.file")
+
+IO_S = 30.0
+"""Deadline of one read or write."""
+SYNC_S = 120.0
+SYNC_CHUNKS_MAX = 256
+"""Chunks named in one sync request."""
+REPORT_INTERVAL_S = 1.0
+PIECES_IN_FLIGHT_MAX = 8
+"""Chunks of one large write that are sent at once."""
+
+ROOT_CALLER = Caller(0, 0, (0,))
+
+
+@dataclass(slots=True, eq=False)
+class FileHandle:
+    """An open file. session: 0 unless it is open for writing."""
+
+    inode: OpenInode
+    access: Access
+    append: bool
+    session: int
+    created: bool = False
+    closed: bool = False
+
+    @property
+    def writable(self) -> bool:
+        return self.access is not Access.READ
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Capacity and use of the cluster for file content, in bytes, replicas counted once; files: inodes in use."""
+
+    capacity: int
+    used: int
+    files: int
+
+
+class FileClient:
+    """POSIX-like calls. node: this client's id at mgmtd, for sessions. Errors: FS3Error, as meta and storage raise them."""
+
+    def __init__(self, env: Env, meta: MetaClient, storage: StorageClient, mgmtd: RoutingSource, node: int) -> None:
+        self.env = env
+        self.node = node
+        self._meta = meta
+        self._storage = storage
+        self._mgmtd = mgmtd
+        self._inodes: dict[int, OpenInode] = {}  # those with open handles
+
+    # Names
+
+    async def lookup(self, caller: Caller, parent: int, name: bytes) -> Attr:
+        return self._seen((await self._meta.call(LOOKUP, LookupRequest(caller, parent, name))).attr)
+
+    async def mknod(
+        self, caller: Caller, parent: int, name: bytes, kind: FileKind, mode: int, rdev: int = 0, target: bytes = b""
+    ) -> Attr:
+        """Make anything but an open file: a directory, symbolic link (to `target`), device, pipe, socket or empty file."""
+        reply = await self._meta.change(MKNOD, lambda tag: MknodRequest(tag, caller, parent, name, kind, mode, rdev, target))
+        return reply.attr
+
+    async def link(self, caller: Caller, inode: int, parent: int, name: bytes) -> Attr:
+        reply = await self._meta.change(LINK, lambda tag: LinkRequest(tag, caller, inode, parent, name))
+        return self._seen(reply.attr)
+
+    async def readlink(self, inode: int) -> bytes:
+        return (await self._meta.call(READLINK, ReadlinkRequest(inode))).target
+
+    async def remove(self, caller: Caller, parent: int, name: bytes, *, directory: bool, hold: bool = False) -> RemoveReply:
+        """unlink, or rmdir. hold: the name may stand for a file that this client has open only for reading, whose data
+        is then kept until it is closed here."""
+        session = self._new_session() if hold else 0
+        reply = await self._meta.change(
+            REMOVE, lambda tag: RemoveRequest(tag, caller, parent, name, directory, self.node, session)
+        )
+        if session and reply.attr is not None:
+            await self._keep(reply.attr, session)
+        return reply
+
+    async def rename(
+        self,
+        caller: Caller,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: RenameFlags = RenameFlags.NONE,
+        *,
+        hold: bool = False,
+    ) -> RenameReply:
+        """hold: as in remove, for a file whose name is taken over."""
+        session = self._new_session() if hold else 0
+        reply = await self._meta.change(
+            RENAME,
+            lambda tag: RenameRequest(tag, caller, parent, name, new_parent, new_name, flags, self.node, session),
+        )
+        if session and reply.replaced:
+            inode = self._inodes.get(reply.replaced)
+            if inode is not None and not inode.hold:
+                inode.hold = session
+            else:
+                await self._end_session(reply.replaced, session)
+        return reply
+
+    async def readdir(self, caller: Caller, inode: int, after: bytes, limit: int) -> ReaddirReply:
+        """Entries with attributes after a name; those of files open here as this client sees them."""
+        return await self._meta.call(READDIR, ReaddirRequest(caller, inode, after, limit))
+
+    def seen(self, attr: Attr) -> Attr:
+        """Attributes out of a directory listing, as this client's programs should see them."""
+        return self._seen(attr)
+
+    # Attributes
+
+    async def getattr(self, inode: int) -> Attr:
+        """Exact for what this client wrote: unreported changes are reported first, so that times do not change later."""
+        state = self._inodes.get(inode)
+        if state is not None and state.dirty and state.sessions:
+            return await self._report(state)
+        return self._seen((await self._meta.call(GETATTR, GetattrRequest(inode))).attr)
+
+    async def setattr(
+        self,
+        caller: Caller,
+        inode: int,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        length: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+        atime_now: bool = False,
+        mtime_now: bool = False,
+        by_handle: bool = False,
+    ) -> Attr:
+        """by_handle: the caller has the file open for writing, so that a new length needs no permission."""
+        state = self._inodes.get(inode)
+        if state is not None and state.dirty and (length is not None or mtime_ns is not None or mtime_now):
+            await self._report(state)  # a report after this would set another mtime, or an older length
+        reply = await self._meta.change(
+            SETATTR,
+            lambda tag: SetattrRequest(
+                tag, caller, inode, mode, uid, gid, length, atime_ns, mtime_ns, atime_now, mtime_now, by_handle
+            ),
+        )
+        state = self._inodes.get(inode)
+        if state is None:
+            return reply.attr
+        state.unsynced_attr = True
+        if length is not None:
+            state.truncated(reply.attr)
+        return state.learn(reply.attr)
+
+    async def access(self, caller: Caller, inode: int, mask: int) -> None:
+        """Raises PERMISSION_DENIED."""
+        await self._meta.call(ACCESS, AccessRequest(caller, inode, mask))
+
+    async def space(self) -> Space:
+        """Capacity and use of all chain tables, and the number of inodes."""
+        files = (await self._meta.call(STATFS, Empty())).files
+        capacity, used = _capacity(self._mgmtd.routing)
+        return Space(capacity, used, files)
+
+    async def setxattr(
+        self, caller: Caller, inode: int, name: bytes, value: bytes | None, mode: XattrMode = XattrMode.ANY
+    ) -> None:
+        """value None removes the attribute."""
+        await self._meta.change(SETXATTR, lambda tag: SetxattrRequest(tag, caller, inode, name, value, mode))
+
+    async def getxattr(self, caller: Caller, inode: int, name: bytes) -> bytes:
+        return (await self._meta.call(GETXATTR, GetxattrRequest(caller, inode, name))).value
+
+    async def listxattr(self, caller: Caller, inode: int) -> tuple[bytes, ...]:
+        return (await self._meta.call(LISTXATTR, ListxattrRequest(caller, inode))).names
+
+    # Open files
+
+    async def create(
+        self,
+        caller: Caller,
+        parent: int,
+        name: bytes,
+        mode: int,
+        access: Access,
+        *,
+        exclusive: bool = False,
+        truncate: bool = False,
+        append: bool = False,
+    ) -> FileHandle:
+        """open(O_CREAT)."""
+        session = self._new_session() if access is not Access.READ else 0
+        reply = await self._meta.change(
+            CREATE,
+            lambda tag: CreateRequest(tag, caller, self.node, parent, name, mode, access, exclusive, truncate, session),
+        )
+        return await self._opened(reply.attr, access, append, session, truncate, reply.created)
+
+    async def open(
+        self, caller: Caller, inode: int, access: Access, *, truncate: bool = False, append: bool = False
+    ) -> FileHandle:
+        session = self._new_session() if access is not Access.READ else 0
+        state = self._inodes.get(inode)
+        if state is not None and state.dirty and state.sessions:
+            await self._report(state)  # else the reply would be older than what this client wrote
+        reply = await self._meta.change(
+            OPEN, lambda tag: OpenRequest(tag, caller, self.node, inode, access, truncate, session)
+        )
+        return await self._opened(reply.attr, access, append, session, truncate, False)
+
+    async def _opened(
+        self, attr: Attr, access: Access, append: bool, session: int, truncated: bool, created: bool
+    ) -> FileHandle:
+        if attr.kind is not FileKind.FILE:
+            raise FS3Error(Code.INVALID, f"inode {attr.inode} is no regular file")
+        layout = attr.layout
+        assert layout is not None
+        chains = self._chains_now(layout)
+        if chains is None:
+            chains = await self._chains(layout)
+        state = self._inodes.get(attr.inode)
+        if state is None:
+            state = self._inodes[attr.inode] = OpenInode(attr, chains, fresh=created)
+        elif truncated:
+            state.truncated(attr)
+        else:
+            state.learn(attr)
+        state.handles += 1
+        if session:
+            state.sessions.append(session)
+        return FileHandle(state, access, append, session, created)
+
+    async def close(self, handle: FileHandle) -> None:
+        """Settle what was written and end the session. The handle is of no use afterwards, even where this raises."""
+        if handle.closed:
+            return
+        handle.closed = True
+        state = handle.inode
+        try:
+            if handle.session:
+                await self._close_session(state, handle.session)
+        finally:
+            state.handles -= 1
+            hold = state.hold
+            if state.handles == 0:
+                if self._inodes.get(state.id) is state:
+                    del self._inodes[state.id]
+                if hold:
+                    state.hold = 0
+                    await self._end_session(state.id, hold)
+
+    async def flush(self, handle: FileHandle) -> None:
+        """Settle the length, as close(2) promises, without ending the handle. Free when nothing was written."""
+        if handle.inode.dirty and handle.inode.sessions:
+            await self._report(handle.inode)
+
+    # Content
+
+    async def read(self, handle: FileHandle, offset: int, length: int) -> memoryview:
+        """Bytes of the file, short only at its end."""
+        into = memoryview(bytearray(max(0, min(length, await self._readable(handle.inode, offset, length)))))
+        await self.read_into(handle, offset, into)
+        return into
+
+    async def read_into(self, handle: FileHandle, offset: int, into: memoryview) -> int:
+        """Read len(into) bytes at `offset` into `into`; returns how many there were before the end of the file."""
+        state = handle.inode
+        count = min(len(into), await self._readable(state, offset, len(into)))
+        if count <= 0:
+            return 0
+        await self.read_chunks(state, offset, into[:count])
+        return count
+
+    async def read_chunks(self, state: OpenInode, offset: int, into: memoryview) -> None:
+        """Fill `into` from the chunks, zeros where there are none; the length of the file does not matter."""
+        deadline = self.env.monotonic() + IO_S
+        size = state.chunk_size
+        index, within = divmod(offset, size)
+        if within + len(into) <= size:
+            chain = state.chains[index % len(state.chains)]
+            await self._storage.read([ChunkRead(chain, ChunkId(state.id, index), within, into)], deadline=deadline)
+            return
+        reads = [
+            ChunkRead(
+                extent.chain,
+                ChunkId(state.id, extent.index),
+                extent.offset,
+                into[extent.file_offset - offset : extent.file_offset - offset + extent.length],
+            )
+            for extent in split(state.layout, state.chains, offset, len(into))
+        ]
+        await self._storage.read(reads, deadline=deadline)
+
+    async def _readable(self, state: OpenInode, offset: int, length: int) -> int:
+        """How many bytes there are from `offset` on; asks meta when the file seems to end before that."""
+        if offset >= state.length and length > 0:
+            await self.getattr(state.id)  # others may have made it longer; this updates state
+        return state.length - offset
+
+    async def write(self, handle: FileHandle, offset: int, data: Buffer) -> int:
+        """Write all of `data` at `offset` (with append: at the file's end, wherever that is). Returns its length.
+
+        When it returns, every serving replica has the bytes in memory. When it raises, any part of them may be there.
+        """
+        state = handle.inode
+        assert handle.writable and not handle.closed
+        length = len(data)
+        if length == 0:
+            return 0
+        if handle.append:
+            offset = await self._reserve(handle, length)
+        if offset + length > FILE_LENGTH_MAX:
+            raise FS3Error(Code.FILE_TOO_LARGE, f"offset {offset}")
+        deadline = self.env.monotonic() + IO_S
+        size = state.chunk_size
+        index, within = divmod(offset, size)
+        if within + length <= size:
+            chain = state.chains[index % len(state.chains)]
+            await self._storage.write(chain, ChunkId(state.id, index), within, data, size, deadline=deadline)
+        else:
+            await self._write_pieces(state, offset, memoryview(data), deadline)
+        state.wrote(offset, length, self.env.wall_ns())
+        return length
+
+    async def _write_pieces(self, state: OpenInode, offset: int, data: memoryview, deadline: float) -> None:
+        """Write a range that spans chunks, several of them at once. Raises the first error."""
+        extents = list(split(state.layout, state.chains, offset, len(data)))
+        errors: list[FS3Error] = []
+
+        async def work() -> None:
+            while extents and not errors:
+                extent = extents.pop(0)
+                start = extent.file_offset - offset
+                piece = data[start : start + extent.length]
+                chunk = ChunkId(state.id, extent.index)
+                try:
+                    await self._storage.write(extent.chain, chunk, extent.offset, piece, state.chunk_size, deadline=deadline)
+                except FS3Error as error:
+                    errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(len(extents), PIECES_IN_FLIGHT_MAX)):
+                nursery.start_soon(work)
+        if errors:
+            raise errors[0]
+
+    async def _reserve(self, handle: FileHandle, length: int) -> int:
+        """Have meta move the file's end, for one append."""
+        state = handle.inode
+        changes = state.changes
+        reply = await self._meta.change(
+            APPEND,
+            lambda tag: AppendRequest(tag, self.node, state.id, handle.session, length, state.end, state.end_version),
+        )
+        state.was_reported(changes, reply.attr)
+        return reply.offset
+
+    async def truncate(self, handle: FileHandle, length: int) -> Attr:
+        """ftruncate."""
+        return await self.setattr(ROOT_CALLER, handle.inode.id, length=length, by_handle=True)
+
+    async def fsync(self, handle: FileHandle) -> None:
+        """Returns once content and metadata of the file are on stable storage, at every serving replica."""
+        state = handle.inode
+        every = state.unsynced_all
+        indices = state.unsynced
+        state.unsynced_all, state.unsynced = False, set()
+        try:
+            await self._sync_chunks(state, range(-(-state.length // state.chunk_size)) if every else sorted(indices))
+            if state.unsynced_attr or state.dirty:
+                state.unsynced_attr = False
+                await self._report(state, sync=True)
+        except BaseException:
+            state.unsynced_all |= every
+            state.unsynced |= indices
+            state.unsynced_attr = True
+            raise
+
+    async def sync_attr(self, inode: int) -> None:
+        """Returns once the metadata of an inode is on stable storage: fsync of a directory."""
+        await self._meta.change(REPORT, lambda tag: ReportRequest(tag, self.node, inode, 0, -1, 0, wrote=False, sync=True))
+
+    async def _sync_chunks(self, state: OpenInode, indices: Sequence[int]) -> None:
+        by_chain: dict[int, list[ChunkId]] = {}
+        for index in indices:
+            by_chain.setdefault(state.chains[index % len(state.chains)], []).append(ChunkId(state.id, index))
+        batches = [
+            (chain, chunks[at : at + SYNC_CHUNKS_MAX])
+            for chain, chunks in by_chain.items()
+            for at in range(0, len(chunks), SYNC_CHUNKS_MAX)
+        ]
+        deadline = self.env.monotonic() + SYNC_S
+        if len(batches) == 1:
+            await self._storage.sync(batches[0][0], batches[0][1], deadline=deadline)
+            return
+        errors: list[FS3Error] = []
+
+        async def work() -> None:
+            while batches and not errors:
+                chain, chunks = batches.pop()
+                try:
+                    await self._storage.sync(chain, chunks, deadline=deadline)
+                except FS3Error as error:
+                    errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(len(batches), PIECES_IN_FLIGHT_MAX)):
+                nursery.start_soon(work)
+        if errors:
+            raise errors[0]
+
+    # Reports and sessions
+
+    async def run_reports(self) -> None:
+        """Report what was written, every second, until cancelled. An error is left to the next fsync, flush or close."""
+        while True:
+            await trio.sleep(REPORT_INTERVAL_S)
+            for state in [state for state in self._inodes.values() if state.dirty and state.sessions]:
+                try:
+                    await self._report(state)
+                except FS3Error as error:
+                    logger.warning("inode %d: length not reported yet: %s", state.id, error)
+
+    async def reopen_sessions(self) -> None:
+        """Make the sessions of all open files anew: meta may have ended them while it took this client for dead."""
+        for state in list(self._inodes.values()):
+            for session in [*state.sessions, *([state.hold] if state.hold else [])]:
+                try:
+                    await self._reopen(state.id, session)
+                except FS3Error as error:
+                    logger.warning("inode %d, open for writing: cannot be opened again: %s", state.id, error)
+
+    async def _reopen(self, inode: int, session: int) -> None:
+        await self._meta.change(
+            OPEN, lambda tag: OpenRequest(tag, ROOT_CALLER, self.node, inode, Access.READ_WRITE, False, session)
+        )
+
+    async def _report(self, state: OpenInode, sync: bool = False) -> Attr:
+        """Tell meta how far this client wrote. The reply's attributes, as this client sees them."""
+        changes = state.changes
+        session = state.sessions[0] if state.sessions else 0
+        reply = await self._meta.change(
+            REPORT,
+            lambda tag: ReportRequest(
+                tag, self.node, state.id, session, state.end, state.end_version, changes != state.reported, sync
+            ),
+        )
+        return state.was_reported(changes, reply.attr)
+
+    async def _close_session(self, state: OpenInode, session: int) -> None:
+        changes = state.changes
+        wrote = changes != state.reported
+        try:
+            reply = await self._meta.change(
+                CLOSE,
+                lambda tag: CloseRequest(
+                    tag, self.node, state.id, session, state.end if wrote else -1, state.end_version, wrote
+                ),
+            )
+            state.was_reported(changes, reply.attr)
+        finally:
+            state.sessions.remove(session)
+
+    async def _end_session(self, inode: int, session: int) -> None:
+        """End a session through which nothing was written."""
+        try:
+            await self._meta.change(CLOSE, lambda tag: CloseRequest(tag, self.node, inode, session, -1, 0, wrote=False))
+        except FS3Error as error:
+            if error.code not in (Code.STALE_HANDLE, Code.NOT_FOUND):
+                raise
+
+    async def _keep(self, attr: Attr, session: int) -> None:
+        """A hold was asked for at the removal of a name of this inode: keep it while it serves, else end it."""
+        if attr.nlink > 0:
+            return  # meta made none
+        state = self._inodes.get(attr.inode)
+        if state is None or state.hold:
+            await self._end_session(attr.inode, session)
+        else:
+            state.hold = session
+            state.learn(attr)
+
+    def _new_session(self) -> int:
+        return self.env.random.getrandbits(63) | 1
+
+    def _seen(self, attr: Attr) -> Attr:
+        state = self._inodes.get(attr.inode)
+        return attr if state is None else state.learn(attr)
+
+    def is_open(self, inode: int) -> bool:
+        """Whether this client has handles on it."""
+        return inode in self._inodes
+
+    # Layout
+
+    def _chains_now(self, layout: FileLayout) -> tuple[int, ...] | None:
+        table = self._mgmtd.routing.tables.get(layout.table)
+        return file_chains(layout, table.chains) if table is not None else None
+
+    async def _chains(self, layout: FileLayout) -> tuple[int, ...]:
+        """The chains of a file, once routing knows its table."""
+        with trio.move_on_after(IO_S):
+            while True:
+                chains = self._chains_now(layout)
+                if chains is not None:
+                    return chains
+                await self._mgmtd.wait_change(self._mgmtd.routing.version)
+        raise FS3Error(Code.NO_ROUTING, f"chain table {layout.table} is unknown")
+
+
+def _capacity(routing: RoutingInfo) -> tuple[int, int]:
+    """(capacity, used) in bytes of content: a chain is as large as the smallest of its serving targets."""
+    capacity = used = 0
+    for chain in routing.chains.values():
+        targets = [routing.targets[target] for target in chain.serving() if target in routing.targets]
+        if targets:
+            capacity += min(target.capacity for target in targets)
+            used += max(target.used for target in targets)
+    return capacity, used

@@ -1,0 +1,219 @@
+"""fs3-mount: mounts a cluster's file system until it is told to stop, or somebody unmounts it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from fs3 import daemon
+from fs3.cli.mounts import check_mount_point, is_stale, prepare_mount_point, unmount
+from fs3.client.connect import connect
+from fs3.config import option
+from fs3.env import Env
+from fs3.errors import ConfigError, FS3Error
+
+from . import ops
+from .callers import Callers, groups_of_process
+from .fs import FileSystem, FsOptions
+
+logger = logging.getLogger("fs3.fuse.daemon")
+
+UNMOUNT_S = 8.0
+"""How long a stop waits for the kernel to write back and let go, before files that are open lose their mount."""
+
+
+@dataclass(frozen=True)
+class MountConfig:
+    """Configuration of fs3-mount."""
+
+    mount: str = option(help="the folder to mount on")
+    mgmtd: tuple[str, ...] = option(help="addresses of the mgmtd daemons")
+    read_only: bool = option(False, help="refuse all changes")
+    allow_other: bool = option(
+        True, help="let other users in (as a user other than root, only with user_allow_other in /etc/fuse.conf)"
+    )
+    entry_timeout: int = option(
+        1000, unit="ms", at_least=0, help="how long names found stay valid: other mounts' renames show after that"
+    )
+    attr_timeout: int = option(
+        1000, unit="ms", at_least=0, help="how long attributes stay valid: other mounts' changes show after that"
+    )
+    xattrs: bool = option(
+        False, help="extended attributes; costs one more request for each write, in which the kernel asks for capabilities"
+    )
+    read_ahead: int = option(
+        8 * 1024 * 1024, unit="bytes", at_least=0, help="how far to read ahead of sequential readers; 0 = not at all"
+    )
+    read_cache: int = option(
+        128 * 1024 * 1024, unit="bytes", at_least=0, help="memory for what was read ahead, of the whole mount"
+    )
+    kernel_read_ahead: int = option(
+        4 * 1024 * 1024, unit="bytes", at_least=0, help="the kernel's own read-ahead on this mount (set when root)"
+    )
+    write_behind: bool = option(
+        False,
+        help="gather writes in memory and send them in the background: faster, but a crash of this daemon loses"
+        " what was written and not yet synced or closed",
+    )
+    write_buffer: int = option(
+        32 * 1024 * 1024, unit="bytes", at_least=1, help="with write_behind: how much of one file may wait in memory"
+    )
+    host: str = option("", help="this machine's name, to prefer replicas on it; default: the host name")
+    log_level: str = option("info", help="how much to log", choices=("debug", "info", "warning", "error"))
+
+
+async def run(config: MountConfig, env: Env, started: Callable[[str], None]) -> None:
+    """Mount and serve. Cancelled, it unmounts cleanly: what programs wrote is sent and settled first."""
+    mountpoint = await trio.to_thread.run_sync(_prepare, config.mount)
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        # Serving goes on while the mount ends, so cancellation reaches it as an event.
+        nursery.start_soon(_serve, config, env, mountpoint, started, stop, nursery.cancel_scope)
+        try:
+            await trio.sleep_forever()
+        finally:
+            stop.set()
+
+
+def _prepare(mount: str) -> str:
+    """Check the mount point, and detach what a killed daemon of ours left there. Returns its absolute path."""
+    mountpoint = Path(os.path.abspath(mount))
+    check_mount_point(mountpoint)
+    if not is_stale(mountpoint) and not mountpoint.exists():
+        raise ConfigError(f"{mountpoint}: no such folder to mount on")
+    prepare_mount_point(mountpoint)
+    return str(mountpoint)
+
+
+async def _serve(
+    config: MountConfig,
+    env: Env,
+    mountpoint: str,
+    started: Callable[[str], None],
+    stop: trio.Event,
+    ended: trio.CancelScope,
+) -> None:
+    with trio.CancelScope(shield=True) as scope:
+        async with trio.open_nursery() as nursery:
+            waiting = trio.CancelScope()
+
+            async def give_up() -> None:
+                with waiting:
+                    await stop.wait()
+                    scope.cancel()
+
+            nursery.start_soon(give_up)
+            host = config.host or socket.gethostname()
+            async with connect(env, config.mgmtd, host) as client, trio.open_nursery() as tasks:
+                waiting.cancel()
+                limit = config.write_buffer if config.write_behind else 0
+                fs = FileSystem(client, tasks, FsOptions(config.read_ahead, config.read_cache, limit))
+                callers = Callers(env.monotonic, groups_of_process)
+                handlers = ops.Operations(
+                    fs, callers, config.entry_timeout / 1000, config.attr_timeout / 1000, config.xattrs
+                )
+                ops.mount(handlers, mountpoint, _options(config))
+                try:
+                    await _answer(config, mountpoint, fs, started, stop)
+                finally:
+                    ops.detach()
+                tasks.cancel_scope.cancel()
+    ended.cancel()
+
+
+async def _answer(
+    config: MountConfig, mountpoint: str, fs: FileSystem, started: Callable[[str], None], stop: trio.Event
+) -> None:
+    """Answer the kernel until the mount has ended, by others or by `stop`."""
+    async with trio.open_nursery() as nursery:
+
+        async def end_when_told() -> None:
+            await stop.wait()
+            await _end(mountpoint, fs)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(end_when_told)
+        _raise_read_ahead(mountpoint, config.kernel_read_ahead)
+        started(mountpoint)
+        await ops.answer()
+        if not stop.is_set():
+            logger.info("%s was unmounted", mountpoint)
+        nursery.cancel_scope.cancel()
+
+
+async def _end(mountpoint: str, fs: FileSystem) -> None:
+    """Unmount as a user would, which writes back all there is. Where files are open, settle them and leave the rest."""
+    with trio.move_on_after(UNMOUNT_S):
+        try:
+            await trio.to_thread.run_sync(unmount, Path(mountpoint), abandon_on_cancel=True)
+            return
+        except FS3Error as error:
+            logger.warning("%s; detaching it with files open", error)
+        await trio.to_thread.run_sync(_sync, mountpoint, abandon_on_cancel=True)
+    try:
+        with trio.move_on_after(UNMOUNT_S):
+            await fs.close_all()
+    except FS3Error as error:
+        logger.error("%s: not all that was written could be settled: %s", mountpoint, error)
+
+
+def _sync(mountpoint: str) -> None:
+    """Have the kernel write back the pages of shared mappings."""
+    descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _options(config: MountConfig) -> set[str]:
+    """Mount options. default_permissions: the kernel checks rights too, which it alone can for names that it has cached."""
+    options = {"fsname=fs3", "subtype=fs3", "default_permissions"}
+    if config.read_only:
+        options.add("ro")
+    if config.allow_other:
+        if os.geteuid() == 0 or _user_allow_other():
+            options.add("allow_other")
+        else:
+            logger.warning("other users cannot use this mount: /etc/fuse.conf has no user_allow_other")
+    return options
+
+
+def _user_allow_other() -> bool:
+    try:
+        text = Path("/etc/fuse.conf").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return any(line.strip() == "user_allow_other" for line in text.splitlines())
+
+
+def _raise_read_ahead(mountpoint: str, size: int) -> None:
+    """Let the kernel read ahead farther than FUSE's usual 128 KiB, where this user may set it."""
+    device = _device(mountpoint)
+    path = Path(f"/sys/class/bdi/{device}/read_ahead_kb")
+    try:
+        path.write_text(str(size // 1024), encoding="ascii")
+    except OSError as error:
+        logger.info("%s: the kernel's read-ahead stays as it is: %s", path, error.strerror)
+
+
+def _device(mountpoint: str) -> str:
+    """ "major:minor" of the mount, from the kernel's table: a stat would ask this very daemon."""
+    found = ""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        for line in table:
+            fields = line.split(" ")
+            if fields[4].replace("\\040", " ") == mountpoint:
+                found = fields[2]
+    return found
+
+
+def main() -> None:
+    """Entry point of fs3-mount."""
+    daemon.main("fs3-mount", MountConfig, run, "Mount an fs3 file system.")

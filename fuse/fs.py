@@ -1,0 +1,374 @@
+"""POSIX semantics of a mount: lookup counts, handles, caches, on top of FileClient. Knows nothing of pyfuse3.
+
+Errors are FS3Error; KeyError for a handle that is not open would be the kernel's bug.
+
+Lookup counts: every reply that tells the kernel of an inode (lookup, mknod, create, link, an entry of readdir other than
+`.` and `..`) counts one lookup; forget gives them back.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import trio
+
+from fs3.api.meta import Access, Attr, Caller, FileKind, RenameFlags, XattrMode
+from fs3.client.file import FileClient, FileHandle
+from fs3.errors import Code, FS3Error
+from fs3.ids import ROOT_INODE
+
+from .cache import ReadWindow
+from .directory import DOT, DOTDOT, FIRST, Listing
+from .handles import HandleTable, InodeTable, OpenNames
+from .readahead import ReadAhead
+from .writebehind import WriteBehind
+
+LISTING_LIMIT = 512
+"""Entries asked of meta at once."""
+
+_ACCESS = {os.O_RDONLY: Access.READ, os.O_WRONLY: Access.WRITE, os.O_RDWR: Access.READ_WRITE}
+
+
+@dataclass(frozen=True, slots=True)
+class FsOptions:
+    """read_ahead: bytes ahead of a sequential reader; read_cache: bytes of all blocks read ahead in the mount.
+    write_behind: bytes that may wait in buffers before they are sent; 0 = write through."""
+
+    read_ahead: int
+    read_cache: int
+    write_behind: int
+
+
+@dataclass(slots=True, eq=False)
+class OpenFile:
+    """A file handle of the kernel. direct: opened with O_DIRECT or O_APPEND, past all caches of the mount."""
+
+    file: FileHandle
+    window: ReadWindow
+    direct: bool
+    sync: bool
+    writes: WriteBehind | None = None
+
+
+@dataclass(slots=True, eq=False)
+class OpenDirectory:
+    listing: Listing
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What the kernel is told of a handle. direct_io: of one for appending, whose writes land where meta says, so that the
+    kernel must not put them into its pages."""
+
+    handle: int
+    keep_cache: bool
+    direct_io: bool
+
+
+class FileSystem:
+    """One mount. Tasks of read-ahead and write-behind run in `nursery`."""
+
+    def __init__(self, client: FileClient, nursery: trio.Nursery, options: FsOptions) -> None:
+        self._client = client
+        self._nursery = nursery
+        self._options = options
+        self._inodes = InodeTable()
+        self._files: HandleTable[OpenFile] = HandleTable()
+        self._directories: HandleTable[OpenDirectory] = HandleTable()
+        self._open_names = OpenNames()
+        self._read_ahead = ReadAhead(client, nursery, options.read_ahead, options.read_cache)
+        self._buffered: dict[int, WriteBehind] = {}
+
+    # Names
+
+    async def lookup(self, caller: Caller, parent: int, name: bytes) -> Attr:
+        attr = await self._client.lookup(caller, parent, name)
+        return self._told(attr, parent, name)
+
+    def forget(self, inode: int, lookups: int) -> None:
+        self._inodes.forget(inode, lookups)
+
+    async def mknod(
+        self, caller: Caller, parent: int, name: bytes, kind: FileKind, mode: int, rdev: int = 0, target: bytes = b""
+    ) -> Attr:
+        attr = await self._client.mknod(caller, parent, name, kind, mode, rdev, target)
+        return self._told(attr, parent, name)
+
+    async def link(self, caller: Caller, inode: int, parent: int, name: bytes) -> Attr:
+        attr = await self._client.link(caller, inode, parent, name)
+        return self._told(attr, parent, name)
+
+    async def readlink(self, inode: int) -> bytes:
+        return await self._client.readlink(inode)
+
+    async def unlink(self, caller: Caller, parent: int, name: bytes) -> None:
+        hold = self._open_names.may_be_open((parent, name))
+        await self._client.remove(caller, parent, name, directory=False, hold=hold)
+        self._open_names.removed((parent, name))
+
+    async def rmdir(self, caller: Caller, parent: int, name: bytes) -> None:
+        await self._client.remove(caller, parent, name, directory=True)
+
+    async def rename(
+        self, caller: Caller, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: RenameFlags
+    ) -> None:
+        old, new = (parent, name), (new_parent, new_name)
+        hold = flags is RenameFlags.NONE and self._open_names.may_be_open(new)
+        reply = await self._client.rename(caller, parent, name, new_parent, new_name, flags, hold=hold)
+        if flags is RenameFlags.EXCHANGE:
+            self._open_names.removed(old)
+            self._open_names.removed(new)
+        else:
+            self._open_names.renamed(old, new)
+        known = self._inodes.get(reply.attr.inode)
+        if known is not None:
+            known.name = new
+
+    # Attributes
+
+    async def getattr(self, inode: int) -> Attr:
+        buffered = self._buffered.get(inode)
+        if buffered is not None and buffered.pending:
+            return buffered.view(await self._client.getattr(inode))
+        return await self._client.getattr(inode)
+
+    async def setattr(
+        self,
+        caller: Caller,
+        inode: int,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        length: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+        handle: int | None = None,
+    ) -> Attr:
+        by_handle = handle is not None and self._files.get(handle).file.writable
+        if length is not None or mtime_ns is not None:
+            await self._drain(inode)
+        try:
+            attr = await self._client.setattr(
+                caller, inode, mode=mode, uid=uid, gid=gid, length=length,
+                atime_ns=atime_ns, mtime_ns=mtime_ns, by_handle=by_handle,
+            )  # fmt: skip
+        except FS3Error as error:
+            if error.code is not Code.NOT_PERMITTED or (atime_ns is None and mtime_ns is None):
+                raise
+            # The kernel allowed it: then it was utimes(now), for which a right to write suffices, and which is not told
+            # from an explicit time here.
+            attr = await self._client.setattr(
+                caller, inode, mode=mode, uid=uid, gid=gid, length=length,
+                atime_now=atime_ns is not None, mtime_now=mtime_ns is not None, by_handle=by_handle,
+            )  # fmt: skip
+        if length is not None:
+            self._read_ahead.drop(inode)
+        return attr
+
+    async def access(self, caller: Caller, inode: int, mask: int) -> None:
+        await self._client.access(caller, inode, mask)
+
+    async def statfs(self) -> tuple[int, int, int]:
+        """(capacity, used) in bytes of content, inodes in use."""
+        space = await self._client.space()
+        return space.capacity, space.used, space.files
+
+    async def setxattr(self, caller: Caller, inode: int, name: bytes, value: bytes | None) -> None:
+        await self._client.setxattr(caller, inode, name, value, XattrMode.ANY)
+
+    async def getxattr(self, caller: Caller, inode: int, name: bytes) -> bytes:
+        return await self._client.getxattr(caller, inode, name)
+
+    async def listxattr(self, caller: Caller, inode: int) -> tuple[bytes, ...]:
+        return await self._client.listxattr(caller, inode)
+
+    # Files
+
+    async def open(self, caller: Caller, inode: int, flags: int) -> Opened:
+        access = _access(flags)
+        truncate = bool(flags & os.O_TRUNC)
+        if truncate:
+            await self._drain(inode)
+        file = await self._client.open(caller, inode, access, truncate=truncate, append=bool(flags & os.O_APPEND))
+        known = self._inodes.get(inode)
+        opened = self._opened(file, flags)
+        if known is not None:
+            self._open_names.opened(inode, known.name, file.inode.attr.nlink)
+        return opened
+
+    async def create(self, caller: Caller, parent: int, name: bytes, mode: int, flags: int) -> tuple[Opened, Attr]:
+        file = await self._client.create(
+            caller, parent, name, mode, _access(flags), exclusive=bool(flags & os.O_EXCL),
+            truncate=bool(flags & os.O_TRUNC), append=bool(flags & os.O_APPEND),
+        )  # fmt: skip
+        attr = file.inode.view(file.inode.attr)
+        self._inodes.told(attr.inode, (parent, name))
+        self._open_names.opened(attr.inode, (parent, name), attr.nlink)
+        return self._opened(file, flags), attr
+
+    def _opened(self, file: FileHandle, flags: int) -> Opened:
+        """Register a handle; decide whether the kernel may keep the pages that it has."""
+        state = file.inode
+        append = bool(flags & os.O_APPEND)
+        direct = append or bool(flags & os.O_DIRECT)
+        entry = OpenFile(file, ReadWindow(), direct, bool(flags & os.O_DSYNC))
+        if file.writable and self._options.write_behind and not direct:
+            buffer = self._buffered.get(state.id)
+            if buffer is None:
+                buffer = WriteBehind(self._client, self._nursery, state.chunk_size, self._options.write_behind)
+                self._buffered[state.id] = buffer
+            entry.writes = buffer
+            buffer.users += 1
+        version = state.attr.data_version
+        known = self._inodes.get(state.id)
+        keep = known is not None and known.cache_version == version
+        if not keep:
+            self._read_ahead.drop(state.id)
+            if known is not None:
+                known.cache_version = version
+        return Opened(self._files.add(entry), keep, append)
+
+    async def read(self, handle: int, offset: int, length: int) -> memoryview:
+        """Bytes of a file; short only at its end."""
+        entry = self._files.get(handle)
+        state = entry.file.inode
+        buffered = self._buffered.get(state.id) if self._buffered else None
+        if buffered is not None and buffered.pending:
+            await buffered.drain()
+        left = state.length - offset
+        if left <= 0:
+            await self._client.getattr(state.id)  # it may have become longer
+            left = state.length - offset
+            if left <= 0:
+                return memoryview(b"")
+        length = min(length, left)
+        if entry.direct:
+            into = memoryview(bytearray(length))
+            await self._client.read_chunks(state, offset, into)
+            return into
+        return await self._read_ahead.read(state, entry.window, offset, length)
+
+    async def write(self, handle: int, offset: int, data: bytes) -> int:
+        """Write all of `data`. For what holds then see FileClient.write, and fuse.writebehind where that is on."""
+        entry = self._files.get(handle)
+        state = entry.file.inode
+        if entry.writes is not None and not entry.sync:
+            await entry.writes.write(entry.file, offset, data)
+        else:
+            if self._buffered:
+                await self._drain(state.id)
+            await self._client.write(entry.file, offset, data)
+            if entry.sync:
+                await self._client.fsync(entry.file)
+        self._read_ahead.wrote(state, offset, len(data))
+        return len(data)
+
+    async def flush(self, handle: int) -> None:
+        """close(2) of a descriptor: errors of buffered writes show here, and the length is settled."""
+        entry = self._files.get(handle)
+        if entry.writes is not None:
+            await entry.writes.drain()
+        state = entry.file.inode
+        if state.dirty:
+            before = state.attr.data_version
+            await self._client.flush(entry.file)
+            self._own_change(state.id, before, state.attr.data_version)
+
+    async def fsync(self, handle: int) -> None:
+        entry = self._files.get(handle)
+        await self._drain(entry.file.inode.id)
+        await self._client.fsync(entry.file)
+
+    async def release(self, handle: int) -> None:
+        """The last descriptor is gone."""
+        entry = self._files.pop(handle)
+        state = entry.file.inode
+        before = state.attr.data_version
+        try:
+            if entry.writes is not None:
+                try:
+                    await entry.writes.drain()
+                finally:
+                    entry.writes.users -= 1
+                    if entry.writes.users == 0:
+                        self._buffered.pop(state.id, None)
+        finally:
+            if state.handles == 1:
+                self._read_ahead.drop(state.id)
+                self._open_names.closed(state.id)
+            await self._client.close(entry.file)
+            self._own_change(state.id, before, state.attr.data_version)
+
+    def _own_change(self, inode: int, before: int, after: int) -> None:
+        """A report of ours made the file's data_version grow: by one step, nobody else changed it, and pages stay good."""
+        known = self._inodes.get(inode)
+        if known is not None and known.cache_version == before and after == before + 1:
+            known.cache_version = after
+
+    async def _drain(self, inode: int) -> None:
+        buffered = self._buffered.get(inode)
+        if buffered is not None:
+            await buffered.drain()
+
+    # Directories
+
+    async def opendir(self, caller: Caller, inode: int) -> int:
+        return self._directories.add(OpenDirectory(Listing(inode), caller))
+
+    async def readdir(self, handle: int, cookie: int) -> list[tuple[bytes, Attr, int]]:
+        """Entries from a cookie on, each with the cookie behind it; empty at the end. Tell `entry_told` of those used."""
+        directory = self._directories.get(handle)
+        listing = directory.listing
+        after, skip = listing.locate(max(cookie, FIRST))
+        reply = await self._client.readdir(directory.caller, listing.inode, after, LISTING_LIMIT + skip)
+        entries = reply.entries[skip:]
+        listing.parent = reply.parent
+        start = max(cookie, FIRST)
+        listing.listed(start, [entry.name for entry in entries])
+        result = await self._dots(listing, cookie) if cookie < FIRST else []
+        result.extend([(entry.name, entry.attr, start + i + 1) for i, entry in enumerate(entries)])
+        return result
+
+    async def _dots(self, listing: Listing, cookie: int) -> list[tuple[bytes, Attr, int]]:
+        result = []
+        if cookie == DOT:
+            result.append((b".", await self._client.getattr(listing.inode), DOTDOT))
+        result.append((b"..", await self._client.getattr(listing.parent or ROOT_INODE), FIRST))
+        return result
+
+    def entry_told(self, handle: int, name: bytes, attr: Attr) -> None:
+        """The kernel took an entry of a listing, other than `.` and `..`."""
+        self._told(attr, self._directories.get(handle).listing.inode, name)
+
+    async def releasedir(self, handle: int) -> None:
+        self._directories.pop(handle)
+
+    async def fsyncdir(self, handle: int) -> None:
+        await self._client.sync_attr(self._directories.get(handle).listing.inode)
+
+    # The mount's end
+
+    async def close_all(self) -> None:
+        """Send what is buffered and end all sessions; for a clean stop with files still open."""
+        for entry in self._files.values():
+            try:
+                if entry.writes is not None:
+                    await entry.writes.drain()
+            finally:
+                await self._client.close(entry.file)
+
+    def _told(self, attr: Attr, parent: int, name: bytes) -> Attr:
+        self._inodes.told(attr.inode, (parent, name))
+        if attr.kind is FileKind.FILE:
+            self._open_names.seen(attr.inode, (parent, name), attr.nlink)
+        return attr
+
+
+def _access(flags: int) -> Access:
+    access = _ACCESS.get(flags & os.O_ACCMODE)
+    if access is None:
+        raise FS3Error(Code.INVALID, f"open flags {flags:o}")
+    return access

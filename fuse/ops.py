@@ -1,0 +1,314 @@
+"""The only module that knows pyfuse3: its calls become calls of FileSystem, FS3Error becomes an errno.
+
+An exception that is no FS3Error is a bug of ours: it is logged with its traceback, and the program gets EIO.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import pyfuse3
+
+from fs3.api.meta import Attr, Caller, FileKind, RenameFlags
+from fs3.errors import Code, FS3Error
+
+from .callers import Callers
+from .fs import FileSystem, Opened
+
+logger = logging.getLogger("fs3.fuse.ops")
+
+IDLE_TASKS = 16
+"""Tasks kept waiting for requests; more are started, and end again, as requests come at once."""
+TASKS_MAX = 256
+
+_TYPES = {
+    FileKind.FILE: stat.S_IFREG,
+    FileKind.DIRECTORY: stat.S_IFDIR,
+    FileKind.SYMLINK: stat.S_IFLNK,
+    FileKind.FIFO: stat.S_IFIFO,
+    FileKind.SOCKET: stat.S_IFSOCK,
+    FileKind.CHARACTER_DEVICE: stat.S_IFCHR,
+    FileKind.BLOCK_DEVICE: stat.S_IFBLK,
+}
+_KINDS = {number: kind for kind, number in _TYPES.items()}
+_RENAME = {0: RenameFlags.NONE, 1: RenameFlags.NOREPLACE, 2: RenameFlags.EXCHANGE}
+
+_OPAQUE = frozenset({Code.INTERNAL, Code.IO, Code.DISK_FAILED, Code.CHECKSUM, Code.PROTOCOL, Code.DEADLINE_EXCEEDED})
+"""Codes that a program only sees as EIO or ETIMEDOUT: the log says more."""
+
+F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
+
+
+def _posix(method: F) -> F:
+    """Turn what a handler raises into FUSEError."""
+
+    @functools.wraps(method)
+    async def handler(*arguments: Any) -> Any:
+        try:
+            return await method(*arguments)
+        except FS3Error as error:
+            if error.code in _OPAQUE:
+                logger.error("%s: %s", method.__name__, error)
+            raise pyfuse3.FUSEError(error.errno) from None
+        except pyfuse3.FUSEError:
+            raise
+        except Exception:
+            logger.exception("%s%r failed", method.__name__, arguments[1:4])
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return cast(F, handler)
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers of one mount. entry_timeout_s, attr_timeout_s: how long the kernel may trust what it was told."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(
+        self, fs: FileSystem, callers: Callers, entry_timeout_s: float, attr_timeout_s: float, xattrs: bool
+    ) -> None:
+        super().__init__()
+        self._fs = fs
+        self._callers = callers
+        self._entry_timeout_s = entry_timeout_s
+        self._attr_timeout_s = attr_timeout_s
+        self._xattrs = xattrs
+
+    def _caller(self, ctx: pyfuse3.RequestContext) -> Caller:
+        return self._callers.caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask)
+
+    def _entry(self, attr: Attr) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = attr.inode
+        entry.generation = attr.generation
+        entry.entry_timeout = self._entry_timeout_s
+        entry.attr_timeout = self._attr_timeout_s
+        entry.st_mode = _TYPES[attr.kind] | attr.mode
+        entry.st_nlink = attr.nlink
+        entry.st_uid = attr.uid
+        entry.st_gid = attr.gid
+        entry.st_rdev = attr.rdev
+        entry.st_size = attr.length
+        entry.st_blksize = attr.layout.chunk_size if attr.layout is not None else 4096
+        entry.st_blocks = (attr.length + 511) // 512
+        entry.st_atime_ns = attr.atime_ns
+        entry.st_mtime_ns = attr.mtime_ns
+        entry.st_ctime_ns = attr.ctime_ns
+        return entry
+
+    @_posix
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._entry(await self._fs.lookup(self._caller(ctx), parent_inode, name))
+
+    @_posix
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for inode, lookups in inode_list:
+            self._fs.forget(inode, lookups)
+
+    @_posix
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._entry(await self._fs.getattr(inode))
+
+    @_posix
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(
+            await self._fs.setattr(
+                self._caller(ctx),
+                inode,
+                mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+                uid=attr.st_uid if fields.update_uid else None,
+                gid=attr.st_gid if fields.update_gid else None,
+                length=attr.st_size if fields.update_size else None,
+                atime_ns=attr.st_atime_ns if fields.update_atime else None,
+                mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+                handle=fh,
+            )
+        )
+
+    @_posix
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return await self._fs.readlink(inode)
+
+    @_posix
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        kind = _KINDS[stat.S_IFMT(mode) or stat.S_IFREG]
+        return self._entry(await self._fs.mknod(self._caller(ctx), parent_inode, name, kind, stat.S_IMODE(mode), rdev))
+
+    @_posix
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._entry(
+            await self._fs.mknod(self._caller(ctx), parent_inode, name, FileKind.DIRECTORY, stat.S_IMODE(mode))
+        )
+
+    @_posix
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(
+            await self._fs.mknod(self._caller(ctx), parent_inode, name, FileKind.SYMLINK, 0o777, target=target)
+        )
+
+    @_posix
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(await self._fs.link(self._caller(ctx), inode, new_parent_inode, new_name))
+
+    @_posix
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._fs.unlink(self._caller(ctx), parent_inode, name)
+
+    @_posix
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._fs.rmdir(self._caller(ctx), parent_inode, name)
+
+    @_posix
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        kind = _RENAME.get(flags)
+        if kind is None:
+            raise FS3Error(Code.INVALID, f"rename flags {flags}")
+        await self._fs.rename(self._caller(ctx), parent_inode_old, name_old, parent_inode_new, name_new, kind)
+
+    @_posix
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        return _file_info(await self._fs.open(self._caller(ctx), inode, flags))
+
+    @_posix
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        opened, attr = await self._fs.create(self._caller(ctx), parent_inode, name, stat.S_IMODE(mode), flags)
+        return _file_info(opened), self._entry(attr)
+
+    @_posix
+    async def read(self, fh: int, off: int, size: int) -> memoryview:  # type: ignore[override]  # any buffer will do
+        return await self._fs.read(fh, off, size)
+
+    @_posix
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._fs.write(fh, off, buf)
+
+    @_posix
+    async def flush(self, fh: int) -> None:
+        await self._fs.flush(fh)
+
+    @_posix
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._fs.fsync(fh)
+
+    @_posix
+    async def release(self, fh: int) -> None:
+        await self._fs.release(fh)
+
+    @_posix
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        return await self._fs.opendir(self._caller(ctx), inode)
+
+    @_posix
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        for name, attr, following in await self._fs.readdir(fh, start_id):
+            if not pyfuse3.readdir_reply(token, name, self._entry(attr), following):
+                break
+            if name not in (b".", b".."):
+                self._fs.entry_told(fh, name, attr)
+
+    @_posix
+    async def releasedir(self, fh: int) -> None:
+        await self._fs.releasedir(fh)
+
+    @_posix
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._fs.fsyncdir(fh)
+
+    @_posix
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        capacity, used, files = await self._fs.statfs()
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = 4096
+        data.f_blocks = capacity // 4096
+        data.f_bfree = data.f_bavail = max(0, capacity - used) // 4096
+        data.f_files = files + (1 << 32)
+        data.f_ffree = data.f_favail = 1 << 32
+        data.f_namemax = 255
+        return data
+
+    @_posix
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        try:
+            await self._fs.access(self._caller(ctx), inode, mode)
+        except FS3Error as error:
+            if error.code is Code.PERMISSION_DENIED:
+                return False
+            raise
+        return True
+
+    @_posix
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._require_xattrs()
+        await self._fs.setxattr(self._caller(ctx), inode, name, value)
+
+    @_posix
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        self._require_xattrs()
+        return await self._fs.getxattr(self._caller(ctx), inode, name)
+
+    @_posix
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        self._require_xattrs()
+        return await self._fs.listxattr(self._caller(ctx), inode)
+
+    @_posix
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._require_xattrs()
+        await self._fs.setxattr(self._caller(ctx), inode, name, None)
+
+    def _require_xattrs(self) -> None:
+        """Without them the kernel is told so, and never asks again: it would ask for one before every write."""
+        if not self._xattrs:
+            raise pyfuse3.FUSEError(errno.ENOSYS)
+
+
+def _file_info(opened: Opened) -> pyfuse3.FileInfo:
+    return pyfuse3.FileInfo(fh=opened.handle, direct_io=opened.direct_io, keep_cache=opened.keep_cache)
+
+
+def mount(operations: Operations, mountpoint: str, options: set[str]) -> None:
+    """Mount; requests wait until answer() runs. Raises FS3Error(CONFIG) where the kernel refuses."""
+    try:
+        pyfuse3.init(operations, mountpoint, options)
+    except RuntimeError as error:
+        raise FS3Error(Code.CONFIG, f"{mountpoint}: cannot be mounted: {error}") from None
+
+
+async def answer() -> None:
+    """Answer requests until somebody unmounts, or until cancelled."""
+    await pyfuse3.main(min_tasks=IDLE_TASKS, max_tasks=TASKS_MAX)
+
+
+def detach() -> None:
+    """End the connection with the kernel, and the mount, should it still be there: even with files open."""
+    pyfuse3.close(unmount=True)

@@ -225,10 +225,10 @@ class RpcClient:
             await opening.done.wait()
         if opening.link is not None:
             return opening.link
-        if opening.error is not None:
-            raise FS3Error(opening.error.code, opening.error.message)
-        assert scope.cancelled_caught
-        raise _late(address)
+        if scope.cancelled_caught:
+            raise _late(address)
+        assert opening.error is not None
+        raise FS3Error(opening.error.code, opening.error.message)
 
     async def _connect(self, address: str, opening: _Opening) -> None:
         opening.error = FS3Error(Code.CONNECT_FAILED, f"{address}: no connection within {CONNECT_TIMEOUT_MS} ms")

@@ -1,0 +1,105 @@
+"""The disk port: what the engine needs of one disk. The Linux adapter is disk_linux; a simulator brings its own.
+
+Everything lives in one folder. Errors of the disk are raised as FS3Error: NO_SPACE where it is full, DISK_FAILED where it
+does not do what it should. "Survives a crash" means: of this process. "Durable" means: power loss too.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fs3.checksum import Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Of the file system, in bytes. free: for us, without what only root may use."""
+
+    total: int
+    free: int
+
+
+class DiskFile(ABC):
+    """A sparse file of data. What was never written reads as zeros, also beyond its end. A write survives a crash once
+    it returned. The adapter decides what runs at once and what in a thread."""
+
+    @abstractmethod
+    async def read(self, offset: int, into: memoryview) -> None:
+        """Fill `into`."""
+
+    @abstractmethod
+    async def write(self, offset: int, parts: Sequence[Buffer]) -> None:
+        """Write the parts one behind the other. Fails or is cancelled: any part of the range may have changed.
+
+        When cancelled, nothing is being written any more.
+        """
+
+    @abstractmethod
+    def write_at_once(self, offset: int, data: Buffer) -> None:
+        """Write a little without giving way to other tasks, so that they see all of it or nothing."""
+
+    @abstractmethod
+    async def punch(self, offset: int, length: int) -> None:
+        """Give the range's space back; it reads as zeros then."""
+
+    @abstractmethod
+    async def sync(self) -> None:
+        """Make durable what was written before the call."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class Records(ABC):
+    """A small ordered store of records. A write survives a crash, whole, once it returned."""
+
+    @abstractmethod
+    def load(self) -> Iterator[tuple[bytes, bytes]]:
+        """All records in the order of their keys."""
+
+    @abstractmethod
+    def write(self, puts: Sequence[tuple[bytes, bytes]], deletes: Sequence[bytes] = ()) -> None:
+        """Change some records, all or none, in microseconds and without giving way to other tasks."""
+
+    @abstractmethod
+    async def sync(self) -> None:
+        """Make durable what was written before the call."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class Disk(ABC):
+    """One folder on one disk, which belongs to one process while it is open. Names are relative, `/` makes subfolders."""
+
+    name: str
+    """Where it is, for people."""
+
+    @abstractmethod
+    def space(self) -> Space: ...
+
+    @abstractmethod
+    def read_small(self, name: str) -> bytes | None:
+        """The content of a small file, None where there is none."""
+
+    @abstractmethod
+    def write_small(self, name: str, data: bytes) -> None:
+        """Replace a small file, all or nothing, durably."""
+
+    @abstractmethod
+    def files(self, folder: str) -> list[str]:
+        """The names of the files and folders in a folder; empty where it does not exist."""
+
+    @abstractmethod
+    def open_file(self, name: str) -> DiskFile:
+        """Open a data file, creating it and its folder."""
+
+    @abstractmethod
+    def open_records(self, name: str) -> Records:
+        """Open a store of records, creating it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the folder up. Files and stores were closed before."""

@@ -1,0 +1,266 @@
+"""The disk port on Linux: plain files and RocksDB.
+
+What runs where. Bytes that are in the page cache are read on the event loop (`preadv` with RWF_NOWAIT says whether they
+are), the rest in a thread. Writes go to the page cache on the event loop too, as long as that takes microseconds: a thread
+would cost more than the copy. The kernel makes writers wait when the disk cannot follow; once a write took STALL_MS, writes
+go to threads for a while. Syncs and hole punching always do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import trio
+from rocksdict import AccessType, Options, Rdict, WriteBatch
+
+from fs3.checksum import Buffer
+from fs3.errors import Code, ConfigError, FS3Error
+
+from .disk import Disk, DiskFile, Records, Space
+
+INLINE_BYTES_MAX = 1024 * 1024
+STALL_MS = 4.0
+THREADS_AFTER_STALL_MS = 200.0
+_IOV_MAX = 1024
+_MEMTABLE_SIZE = 16 * 1024 * 1024
+_KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+def disk_error(error: OSError, what: str) -> FS3Error:
+    """What an operating system's error means for a chunk."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FS3Error(Code.NO_SPACE, f"{what}: {error.strerror}")
+    return FS3Error(Code.DISK_FAILED, f"{what}: {error.strerror or error}")
+
+
+class LinuxFile(DiskFile):
+    """A data file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._threads_until = 0.0
+
+    async def read(self, offset: int, into: memoryview) -> None:
+        length = len(into)
+        done = 0
+        if length <= INLINE_BYTES_MAX:
+            try:
+                done = os.preadv(self._fd, [into], offset, os.RWF_NOWAIT)
+                if done == length:
+                    return
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise disk_error(error, f"read {self._path}") from None
+        try:
+            await trio.to_thread.run_sync(self._read_rest, offset + done, into[done:])
+        except OSError as error:
+            raise disk_error(error, f"read {self._path}") from None
+
+    def _read_rest(self, offset: int, into: memoryview) -> None:
+        done = 0
+        while done < len(into):
+            count = os.preadv(self._fd, [into[done:]], offset + done)
+            if count == 0:
+                into[done:] = bytes(len(into) - done)
+                return
+            done += count
+
+    async def write(self, offset: int, parts: Sequence[Buffer]) -> None:
+        length = 0
+        for part in parts:
+            length += len(part)
+        try:
+            started = time.perf_counter()
+            if length > INLINE_BYTES_MAX or started < self._threads_until:
+                await trio.to_thread.run_sync(self._write_all, offset, parts, length)
+            else:
+                self._write_all(offset, parts, length)
+                ended = time.perf_counter()
+                if (ended - started) * 1000 > STALL_MS:
+                    self._threads_until = ended + THREADS_AFTER_STALL_MS / 1000
+        except OSError as error:
+            raise disk_error(error, f"write {self._path}") from None
+
+    def _write_all(self, offset: int, parts: Sequence[Buffer], length: int) -> None:
+        if len(parts) <= _IOV_MAX and os.pwritev(self._fd, parts, offset) == length:
+            return
+        for part in parts:
+            self._write_one(offset, part)
+            offset += len(part)
+
+    def _write_one(self, offset: int, data: Buffer) -> None:
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(self._fd, view, offset)
+            offset += count
+            view = view[count:]
+
+    def write_at_once(self, offset: int, data: Buffer) -> None:
+        try:
+            self._write_one(offset, data)
+        except OSError as error:
+            raise disk_error(error, f"write {self._path}") from None
+
+    async def punch(self, offset: int, length: int) -> None:
+        def run() -> None:
+            if _libc.fallocate(self._fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) != 0:
+                code = ctypes.get_errno()
+                if code != errno.EOPNOTSUPP:
+                    raise OSError(code, os.strerror(code))
+
+        try:
+            await trio.to_thread.run_sync(run)
+        except OSError as error:
+            raise disk_error(error, f"punch {self._path}") from None
+
+    async def sync(self) -> None:
+        try:
+            await trio.to_thread.run_sync(os.fdatasync, self._fd)
+        except OSError as error:
+            raise disk_error(error, f"sync {self._path}") from None
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class RocksRecords(Records):
+    """Records in a RocksDB whose log is written through to the page cache at each write."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        options = Options(raw_mode=True)
+        options.create_if_missing(True)
+        options.set_write_buffer_size(_MEMTABLE_SIZE)
+        options.set_max_write_buffer_number(3)
+        options.set_keep_log_file_num(2)
+        options.set_max_total_wal_size(4 * _MEMTABLE_SIZE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db: Rdict = Rdict(str(path), options, access_type=AccessType.read_write())
+        except Exception as error:  # rocksdict raises plain exceptions with RocksDB's words
+            raise FS3Error(Code.DISK_FAILED, f"open {path}: {error}") from None
+
+    def load(self) -> Iterator[tuple[bytes, bytes]]:
+        try:
+            yield from self._db.items()
+        except Exception as error:
+            raise self._failed(error) from None
+
+    def write(self, puts: Sequence[tuple[bytes, bytes]], deletes: Sequence[bytes] = ()) -> None:
+        try:
+            if len(puts) == 1 and not deletes:
+                self._db.put(puts[0][0], puts[0][1])
+                return
+            batch = WriteBatch(raw_mode=True)
+            for key, value in puts:
+                batch.put(key, value)
+            for key in deletes:
+                batch.delete(key)
+            self._db.write(batch)
+        except Exception as error:
+            raise self._failed(error) from None
+
+    async def sync(self) -> None:
+        try:
+            await trio.to_thread.run_sync(partial(self._db.flush_wal, True))
+        except Exception as error:
+            raise self._failed(error) from None
+
+    def close(self) -> None:
+        with suppress(Exception):  # closed already
+            self._db.close()
+
+    def _failed(self, error: Exception) -> FS3Error:
+        code = Code.NO_SPACE if "No space left" in str(error) else Code.DISK_FAILED
+        return FS3Error(code, f"{self._path}: {error}")
+
+
+class LinuxDisk(Disk):
+    """A folder. Locked while open: a second process gets a ConfigError."""
+
+    def __init__(self, path: str) -> None:
+        self._root = Path(path)
+        self.name = path
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self._root / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"data folder {path}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise ConfigError(f"data folder {path} is in use by another storage daemon") from None
+
+    def space(self) -> Space:
+        try:
+            status = os.statvfs(self._root)
+        except OSError as error:
+            raise disk_error(error, f"statvfs {self._root}") from None
+        return Space(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
+
+    def read_small(self, name: str) -> bytes | None:
+        try:
+            return (self._root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise disk_error(error, f"read {self._root / name}") from None
+
+    def write_small(self, name: str, data: bytes) -> None:
+        path = self._root / name
+        fresh = path.with_name(path.name + ".new")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with fresh.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(path)
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise disk_error(error, f"write {path}") from None
+
+    def files(self, folder: str) -> list[str]:
+        try:
+            return sorted(os.listdir(self._root / folder))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise disk_error(error, f"list {self._root / folder}") from None
+
+    def open_file(self, name: str) -> DiskFile:
+        path = self._root / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return LinuxFile(path)
+        except OSError as error:
+            raise disk_error(error, f"open {path}") from None
+
+    def open_records(self, name: str) -> Records:
+        return RocksRecords(self._root / name)
+
+    def close(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1

@@ -1,0 +1,100 @@
+"""The engine port: the chunks of one target. ChunkEngine (chunk_engine.py) is the implementation.
+
+The caller holds the chunk's lock during put(), commit() and drop_pending(); reads need none. What a call changed survives a
+crash of the process when it returned, and power loss after sync(). Every chunk is at any instant as it was before a call, or
+as it is after it. Raises NO_SPACE (nothing changed), DISK_FAILED (the target must not be used any more), CHECKSUM (what is
+stored does not match its checksums).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fs3.api.storage import ChunkMeta, Update, UpdateResult
+from fs3.ids import ChunkId, RequestTag
+
+from .replica import Chunk, ChunkVersion
+
+
+@dataclass(frozen=True, slots=True)
+class ReadData:
+    """Bytes of a chunk's committed version. data may be shorter than asked for; checksums: of its pieces."""
+
+    data: memoryview
+    checksums: tuple[int, ...]
+    chunk_length: int
+    version: int
+
+
+class Engine(ABC):
+    """One target's chunks."""
+
+    @abstractmethod
+    def get(self, chunk: ChunkId) -> Chunk | None:
+        """The chunk's state; None where it is absent. A live object: look again after an await."""
+
+    @abstractmethod
+    async def put(
+        self, update: Update, version: int, chain_version: int, data: memoryview, *, commit: bool, remember: bool
+    ) -> ChunkVersion:
+        """Apply an update to the committed version, giving the pending one, or with `commit` at once the committed one.
+
+        data: the verified payload. An earlier pending version is dropped. remember: as for commit().
+        """
+
+    @abstractmethod
+    def commit(self, chunk: ChunkId, chain_version: int, *, remember: bool) -> ChunkVersion:
+        """Make the pending version the committed one. remember: store its tag and result among the channels too."""
+
+    @abstractmethod
+    def drop_pending(self, chunk: ChunkId) -> None:
+        """Forget the pending version, if there is one."""
+
+    @abstractmethod
+    async def read(self, chunk: ChunkId, offset: int, length: int) -> ReadData:
+        """A range of the committed version."""
+
+    @abstractmethod
+    async def read_whole(self, chunk: ChunkId, *, pending: bool) -> memoryview:
+        """All of the pending or the committed version, verified. The caller holds the chunk's lock."""
+
+    @abstractmethod
+    def pending(self) -> list[ChunkId]:
+        """The chunks that have a pending version."""
+
+    @abstractmethod
+    def chunks_of(self, inode: int, first_index: int) -> list[tuple[ChunkId, int]]:
+        """The committed chunks of a file from an index on, in order, with their lengths."""
+
+    @abstractmethod
+    def dump(self, after: ChunkId | None, until: ChunkId | None, limit: int) -> tuple[list[ChunkMeta], bool]:
+        """The state of at most `limit` chunks in order (after < chunk <= until), and whether there are more."""
+
+    @abstractmethod
+    async def sync(self) -> None:
+        """Make durable what was changed before the call."""
+
+    @abstractmethod
+    def used_bytes(self) -> int:
+        """The space that chunks take up."""
+
+    @abstractmethod
+    async def tidy(self) -> None:
+        """Give the space of what was removed back to the file system, in part; called now and then."""
+
+    @abstractmethod
+    def channels(self) -> list[tuple[RequestTag, UpdateResult]]:
+        """The last remembered result of each channel, when the engine was opened."""
+
+    @abstractmethod
+    def remember(self, tag: RequestTag, result: UpdateResult) -> None:
+        """Store the result of a request that is not one chunk's update."""
+
+    @abstractmethod
+    def forget(self, channels: Iterable[tuple[int, int]]) -> None:
+        """Drop the stored results of these (client, channel)."""
+
+    @abstractmethod
+    def close(self) -> None: ...

@@ -1,0 +1,188 @@
+"""What a storage daemon shares between its parts: its targets with their state, locks and roles, and the way to others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import trio
+
+from fs3.api.common import Method, Rep, Req
+from fs3.api.storage import UpdateResult
+from fs3.env import Env
+from fs3.errors import Code, FS3Error
+from fs3.ids import ChunkId, RequestTag
+from fs3.routing import LocalState, PublicState, RoutingInfo
+from fs3.transport.base import Part
+
+from .channels import Channels
+from .engine import Engine
+from .targets import Role, TargetMap
+
+logger = logging.getLogger("fs3.storage")
+
+CHANNEL_IDLE_S = 3600.0
+"""A client that has not used a channel for so long will not retry its last request."""
+
+
+class Caller(Protocol):
+    """The part of RpcClient that is used here."""
+
+    async def call(
+        self,
+        address: str,
+        method: Method[Req, Rep],
+        request: Req,
+        *,
+        deadline: float,
+        payload: Sequence[Part] = (),
+        relayed: bool = False,
+    ) -> Rep: ...
+
+
+class RoutingSource(Protocol):
+    """The part of MgmtdClient that is used here."""
+
+    @property
+    def routing(self) -> RoutingInfo: ...
+
+    def wait_change(self, version: int) -> Awaitable[RoutingInfo]: ...
+
+
+class ChunkLocks:
+    """One lock per chunk, handed over in order of arrival. Free locks cost nothing."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held: dict[ChunkId, trio.lowlevel.ParkingLot | None] = {}
+
+    async def acquire(self, chunk: ChunkId) -> None:
+        """Does not give way to other tasks when the lock is free."""
+        if chunk not in self._held:
+            self._held[chunk] = None
+            return
+        lot = self._held[chunk]
+        if lot is None:
+            lot = self._held[chunk] = trio.lowlevel.ParkingLot()
+        await lot.park()  # who releases hands the lock over
+
+    def release(self, chunk: ChunkId) -> None:
+        lot = self._held[chunk]
+        if lot:
+            lot.unpark()
+        else:
+            del self._held[chunk]
+
+    def held(self) -> list[ChunkId]:
+        return list(self._held)
+
+
+class LocalTarget:
+    """One target of this daemon."""
+
+    def __init__(self, target: int, disk: int, engine: Engine, now: float) -> None:
+        self.id = target
+        self.disk = disk
+        self.engine = engine
+        self.locks = ChunkLocks()
+        self.channels = Channels()
+        for tag, result in engine.channels():
+            self.channels.restore(tag, result, now)
+        self.role: Role | None = None
+        self.changed = trio.Event()  # set, and replaced, when the role changes
+        self.forwards: set[trio.CancelScope] = set()  # calls under way to the successor
+        self.orphaned = trio.Event()  # there may be pending versions that nobody works on
+        self.synced_version = 0  # the chain version at which our predecessor told us that we have everything
+        self.failed = ""  # why the disk cannot be used any more
+
+    def take_role(self, role: Role | None) -> bool:
+        """Follow the routing. Whether anything changed for this target."""
+        before = self.role
+        if role == before:
+            return False
+        self.role = role
+        if before is not None and before.successor is not None and (role is None or role.successor != before.successor):
+            for scope in self.forwards:
+                scope.cancel()
+        self.changed.set()
+        self.changed = trio.Event()
+        self.orphaned.set()
+        return True
+
+    def local_state(self) -> LocalState:
+        """What we report of it: up to date when it serves, or when it was told that its recovery is complete."""
+        if self.failed:
+            return LocalState.OFFLINE
+        role = self.role
+        if role is not None and (
+            role.state is PublicState.SERVING
+            or (role.state is PublicState.SYNCING and self.synced_version == role.chain_version)
+        ):
+            return LocalState.UPTODATE
+        return LocalState.ONLINE
+
+    def finish(self, tag: RequestTag, result: UpdateResult, now: float) -> None:
+        """Remember the result of a request."""
+        if tag.client == 0:
+            return
+        self.channels.finish(tag, result, now)
+        dropped = self.channels.drop_excess()
+        if dropped:
+            self.engine.forget(dropped)
+
+
+class TagSource:
+    """Tags for requests that this daemon makes on its own account: one channel for each that is outstanding."""
+
+    def __init__(self, client: int) -> None:
+        self._client = client
+        self._free: list[int] = []
+        self._sequences: list[int] = []
+
+    def take(self) -> RequestTag:
+        if not self._free:
+            self._free.append(len(self._sequences))
+            self._sequences.append(0)
+        channel = self._free.pop()
+        self._sequences[channel] += 1
+        return RequestTag(self._client, channel, self._sequences[channel])
+
+    def give_back(self, tag: RequestTag) -> None:
+        self._free.append(tag.channel)
+
+
+class StorageNode:
+    """The targets of one daemon, and what it takes to serve them."""
+
+    def __init__(self, env: Env, rpc: Caller, mgmtd: RoutingSource, targets: Sequence[LocalTarget]) -> None:
+        self.env = env
+        self.rpc = rpc
+        self.mgmtd = mgmtd
+        self.targets = {target.id: target for target in targets}
+        self.map = TargetMap(-1, {})
+        self.tags = TagSource(env.client_id())
+        self.on_change: Callable[[], None] = lambda: None  # a target's state changed: mgmtd should know
+
+    def take_routing(self, routing: RoutingInfo) -> None:
+        """Follow new routing, all at once."""
+        self.map = TargetMap.of(routing, self.targets.keys())
+        changed = [target.take_role(self.map.roles.get(target.id)) for target in self.targets.values()]
+        if any(changed):
+            self.on_change()
+
+    def target(self, role: Role) -> LocalTarget:
+        """The target of a role. Raises DISK_FAILED once its disk failed."""
+        target = self.targets[role.target]
+        if target.failed:
+            raise FS3Error(Code.DISK_FAILED, f"target {target.id}: {target.failed}")
+        return target
+
+    def disk_failed(self, target: LocalTarget, error: FS3Error) -> None:
+        """Take a target out of service; the daemon and its other targets live on."""
+        if not target.failed:
+            target.failed = error.message
+            logger.error("target %d goes offline: %s", target.id, error.message)
+            self.env.metrics.count("storage.targets_failed")
+            self.on_change()

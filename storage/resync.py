@@ -1,0 +1,49 @@
+"""What a returning target lacks: compares the chunks of a serving target with those of its syncing successor. Pure.
+
+After 3FS's rules: a chunk that only the serving target has is transferred; one that only the successor has is removed; one
+committed here at a later chain version is transferred; at the same, whatever differs is. Equal copies stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import Enum, auto
+
+from fs3.api.storage import ChunkMeta
+from fs3.ids import ChunkId
+
+
+class Step(Enum):
+    SAME = auto()
+    TRANSFER = auto()
+    REMOVE = auto()
+
+
+def compare(local: ChunkMeta | None, remote: ChunkMeta | None) -> Step:
+    """What to do for one chunk. version 0 stands for a chunk with nothing committed yet."""
+    if local is None or local.version == 0:
+        return Step.REMOVE if remote is not None else Step.SAME
+    if remote is None or remote.pending or local.chain_version > remote.chain_version:
+        return Step.TRANSFER
+    same = (local.version, local.length, local.checksum) == (remote.version, remote.length, remote.checksum)
+    return Step.SAME if same else Step.TRANSFER
+
+
+def plan(local: Sequence[ChunkMeta], remote: Sequence[ChunkMeta]) -> Iterator[tuple[ChunkId, Step]]:
+    """The steps that are not SAME, for two lists sorted by chunk that cover the same range of chunks."""
+    at_local = at_remote = 0
+    while at_local < len(local) or at_remote < len(remote):
+        ours = local[at_local] if at_local < len(local) else None
+        theirs = remote[at_remote] if at_remote < len(remote) else None
+        if ours is not None and theirs is not None:
+            if ours.chunk < theirs.chunk:
+                theirs = None
+            elif theirs.chunk < ours.chunk:
+                ours = None
+        at_local += ours is not None
+        at_remote += theirs is not None
+        step = compare(ours, theirs)
+        if step is not Step.SAME:
+            chunk = ours.chunk if ours is not None else theirs.chunk if theirs is not None else None
+            assert chunk is not None
+            yield chunk, step

@@ -1,0 +1,234 @@
+"""The storage service: request handlers and the tasks that run besides them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+
+import trio
+
+from fs3.api.common import STATUS, Empty, StatusReply
+from fs3.api.mgmtd import TargetReport
+from fs3.api.storage import (
+    DUMP,
+    QUERY,
+    READ,
+    REMOVE_FILE,
+    SYNC,
+    SYNC_DONE,
+    WRITE,
+    WRITE_UPDATES_MAX,
+    DumpReply,
+    DumpRequest,
+    QueryReply,
+    QueryRequest,
+    ReadReply,
+    ReadRequest,
+    RemoveFileReply,
+    RemoveFileRequest,
+    SyncDoneReply,
+    SyncDoneRequest,
+    SyncReply,
+    SyncRequest,
+    UpdateResult,
+    WriteReply,
+    WriteRequest,
+)
+from fs3.env import Env
+from fs3.errors import Code, FS3Error
+from fs3.routing import PublicState
+from fs3.rpc.server import Call, RpcServer
+
+from .channels import Admission
+from .disk import Space
+from .local import CHANNEL_IDLE_S, Caller, LocalTarget, RoutingSource, StorageNode
+from .read import read
+from .recovery import fill_successors, roll_forward_orphans
+from .update import remove_chunks, write
+
+logger = logging.getLogger("fs3.storage.service")
+
+_DUMP_MAX = 2000
+_REMOVE_AT_ONCE = 64
+_TIDY_INTERVAL_S = 5.0
+
+
+class StorageService:
+    """Serves the targets of one daemon.
+
+    spaces: gives the space of each disk, by the targets' disk numbers; for reports. poke: called when mgmtd should get a
+    heartbeat at once. resync_rate_bytes: see fill_successors.
+    """
+
+    def __init__(
+        self,
+        env: Env,
+        rpc: Caller,
+        mgmtd: RoutingSource,
+        targets: Sequence[LocalTarget],
+        *,
+        spaces: Callable[[int], Space] = lambda disk: Space(0, 0),
+        reserve_bytes: int = 0,
+        resync_rate_bytes: int = 0,
+        node_id: int = 0,
+        version: str = "",
+    ) -> None:
+        self.node = StorageNode(env, rpc, mgmtd, targets)
+        self._env = env
+        self._spaces = spaces
+        self._reserve_bytes = reserve_bytes
+        self._resync_rate_bytes = resync_rate_bytes
+        self._node_id = node_id
+        self._version = version
+        self._started_at = env.monotonic()
+
+    def bind(self, server: RpcServer) -> None:
+        """Answer the storage methods at a server."""
+        server.handle(READ, self._read)
+        server.handle(WRITE, self._write)
+        server.handle(SYNC, self._sync)
+        server.handle(QUERY, self._query)
+        server.handle(REMOVE_FILE, self._remove_file)
+        server.handle(DUMP, self._dump)
+        server.handle(SYNC_DONE, self._sync_done)
+        server.handle(STATUS, self._status)
+
+    async def run(self, poke: Callable[[], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Follow the routing, roll forward, resync, tidy; until cancelled. Started once it serves."""
+        node = self.node
+        node.on_change = poke
+        node.take_routing(node.mgmtd.routing)
+        async with trio.open_nursery() as nursery:
+            for target in node.targets.values():
+                nursery.start_soon(roll_forward_orphans, node, target)
+                nursery.start_soon(fill_successors, node, target, self._resync_rate_bytes)
+                nursery.start_soon(self._tidy, target)
+            task_status.started()
+            while True:
+                node.take_routing(await node.mgmtd.wait_change(node.map.routing_version))
+
+    async def _tidy(self, target: LocalTarget) -> None:
+        while not target.failed:
+            await trio.sleep(_TIDY_INTERVAL_S)
+            target.engine.forget(target.channels.drop_idle(self._env.monotonic() - CHANNEL_IDLE_S))
+            try:
+                await target.engine.tidy()
+            except FS3Error as error:
+                if error.code is Code.DISK_FAILED:
+                    self.node.disk_failed(target, error)
+                else:
+                    logger.warning("target %d: %s", target.id, error)
+
+    def reports(self) -> tuple[TargetReport, ...]:
+        """All targets, as heartbeats tell of them. A disk's space is shared evenly among its targets."""
+        used = {target.id: target.engine.used_bytes() for target in self.node.targets.values()}
+        reports = []
+        for target in self.node.targets.values():
+            siblings = [other.id for other in self.node.targets.values() if other.disk == target.disk]
+            try:
+                free = max(0, self._spaces(target.disk).free - self._reserve_bytes)
+            except FS3Error as error:
+                self.node.disk_failed(target, error)
+                free = 0
+            capacity = used[target.id] + free // len(siblings)
+            role = target.role
+            reports.append(
+                TargetReport(
+                    target.id,
+                    target.disk,
+                    target.local_state(),
+                    capacity,
+                    used[target.id],
+                    role.chain_version if role is not None else 0,
+                )
+            )
+        return tuple(reports)
+
+    # Handlers
+
+    async def _read(self, request: ReadRequest, call: Call) -> ReadReply:
+        return await read(self.node, request, call)
+
+    async def _write(self, request: WriteRequest, call: Call) -> WriteReply:
+        if len(request.updates) > WRITE_UPDATES_MAX:
+            raise FS3Error(Code.INVALID, f"{len(request.updates)} updates in one request")
+        return await write(self.node, request, await call.payload(), call.deadline)
+
+    async def _sync(self, request: SyncRequest, call: Call) -> SyncReply:
+        role = self.node.map.for_read(request.chain, request.chain_version, request.target)
+        target = self.node.target(role)
+        successor = role.successor
+        try:
+            if successor is None or successor.syncing:
+                await target.engine.sync()
+            else:
+                # A successor that has left, or not heard of this chain version yet: the client asks again.
+                onward = SyncRequest(request.chain, request.chain_version, successor.target, request.chunks)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(target.engine.sync)
+                    await self.node.rpc.call(successor.address, SYNC, onward, deadline=call.deadline, relayed=True)
+        except* FS3Error as group:
+            for error in group.exceptions:
+                if isinstance(error, FS3Error) and error.code is Code.DISK_FAILED:
+                    self.node.disk_failed(target, error)
+            raise
+        if target.role is not role:
+            raise FS3Error(Code.CHAIN_VERSION, f"chain {request.chain} changed during a sync")
+        self._env.metrics.count("storage.syncs")
+        return SyncReply()
+
+    async def _query(self, request: QueryRequest, call: Call) -> QueryReply:
+        role = self.node.map.for_read(request.chain, request.chain_version, request.target)
+        chunks = self.node.target(role).engine.chunks_of(request.inode, request.first_index)
+        if not chunks:
+            return QueryReply(0, -1, 0, 0)
+        last, last_length = chunks[-1]
+        return QueryReply(len(chunks), last.index, last_length, sum([length for _, length in chunks]))
+
+    async def _remove_file(self, request: RemoveFileRequest, call: Call) -> RemoveFileReply:
+        role = self.node.map.for_update(request.chain, request.chain_version, request.target, True)
+        target = self.node.target(role)
+        limit = max(1, min(request.limit, WRITE_UPDATES_MAX))
+        admission, result = target.channels.admit(request.tag, self._env.monotonic())
+        if admission is Admission.REPLAY and result is not None:
+            return RemoveFileReply(result.version, False)
+        if admission is not Admission.NEW:
+            code = Code.STALE_WRITE if admission is Admission.STALE else Code.CHUNK_PENDING
+            raise FS3Error(code, f"removal {request.tag.sequence} of channel {request.tag.channel}")
+        try:
+            found = target.engine.chunks_of(request.inode, request.first_index)
+            chunks = [chunk for chunk, _ in found[:limit]]
+            for at in range(0, len(chunks), _REMOVE_AT_ONCE):
+                await remove_chunks(self.node, role, chunks[at : at + _REMOVE_AT_ONCE], call.deadline)
+            reply = RemoveFileReply(len(chunks), len(found) > limit)
+            if not reply.more:
+                done = UpdateResult(0, reply.removed, 0, 0)
+                target.engine.remember(request.tag, done)
+                target.finish(request.tag, done, self._env.monotonic())
+            return reply
+        finally:
+            target.channels.abandon(request.tag)
+
+    async def _dump(self, request: DumpRequest, call: Call) -> DumpReply:
+        role = self.node.map.role(request.chain, request.chain_version, request.target)
+        chunks, more = self.node.target(role).engine.dump(request.after, None, max(1, min(request.limit, _DUMP_MAX)))
+        return DumpReply(tuple(chunks), more)
+
+    async def _sync_done(self, request: SyncDoneRequest, call: Call) -> SyncDoneReply:
+        role = self.node.map.role(request.chain, request.chain_version, request.target)
+        if role.state is not PublicState.SYNCING:
+            raise FS3Error(Code.NOT_SERVING, f"target {request.target} is {role.state.name.lower()}")
+        self.node.target(role).synced_version = request.chain_version
+        self.node.on_change()
+        return SyncDoneReply()
+
+    async def _status(self, request: Empty, call: Call) -> StatusReply:
+        uptime_ms = int((self._env.monotonic() - self._started_at) * 1000)
+        metrics = json.dumps(self._env.metrics.snapshot())
+        return StatusReply("storage", self._node_id, self._version, uptime_ms, metrics)
+
+    def close(self) -> None:
+        """Close the engines, once nothing runs any more."""
+        for target in self.node.targets.values():
+            target.engine.close()

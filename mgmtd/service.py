@@ -102,7 +102,7 @@ class MgmtdService:
                 await self._hold_office(task_status)
         finally:
             self._step_down()
-            with trio.move_on_after(1, shield=True):
+            with trio.CancelScope(shield=True), trio.move_on_after(1):
                 try:
                     await self._store.release(self._lease)
                 except FS3Error as error:
@@ -197,7 +197,7 @@ class MgmtdService:
                 cluster.apply(change)
                 return reply
             try:
-                with trio.fail_after(COMMIT_MS_MAX / 1000, shield=True):
+                with trio.CancelScope(shield=True), trio.fail_after(COMMIT_MS_MAX / 1000):
                     await self._store.commit(change, self._epoch, cluster.head.revision)
             except (FS3Error, trio.TooSlowError) as error:
                 logger.warning("a change could not be committed, loading the stored state again: %s", error)
@@ -223,7 +223,7 @@ class MgmtdService:
             states = " ".join([f"{t.target}:{t.state.name.lower()}" for t in chain.targets])
             logger.info("chain %d version %d: %s", chain.id, chain.version, states)
             if chain.head() is None:
-                logger.error("chain %d cannot be used until target %d returns", chain.id, chain.targets[0].target)
+                logger.warning("chain %d cannot be used until target %d returns", chain.id, chain.targets[0].target)
         logger.debug("routing version %d", cluster.version)
 
     async def _watch_time(self) -> None:

@@ -21,6 +21,7 @@ from fs3.errors import Code, ConfigError, FS3Error
 from fs3.ids import NodeKind
 from fs3.rpc.client import RpcClient
 from fs3.rpc.server import RpcServer, ServerLimits
+from fs3.transport.base import Listener
 
 from .chunk_engine import ChunkEngine
 from .disk import Disk
@@ -97,6 +98,8 @@ async def run(config: StorageConfig, env: Env, started: Callable[[str], None]) -
         raise ConfigError("mgmtd: expected at least one address")
     if not config.data:
         raise ConfigError("data: expected at least one folder")
+    # First of all, so that a taken address changes nothing on the disks.
+    listener = await env.transport.listen(config.listen)
     disks: list[Disk] = []
     targets: list[LocalTarget] = []
     try:
@@ -105,8 +108,10 @@ async def run(config: StorageConfig, env: Env, started: Callable[[str], None]) -
             disks.append(disk)
             ids = open_disk(disk, number, config.node_id, config.targets_per_disk)
             targets.extend(open_targets(disk, number, ids, config.reserve_bytes, env.monotonic()))
-        await serve(config, env, disks, targets, started)
+        await serve(config, env, listener, disks, targets, started)
     finally:
+        with trio.CancelScope(shield=True):
+            await listener.aclose()
         for target in targets:
             target.engine.close()
         for disk in disks:
@@ -114,10 +119,14 @@ async def run(config: StorageConfig, env: Env, started: Callable[[str], None]) -
 
 
 async def serve(
-    config: StorageConfig, env: Env, disks: list[Disk], targets: list[LocalTarget], started: Callable[[str], None]
+    config: StorageConfig,
+    env: Env,
+    listener: Listener,
+    disks: list[Disk],
+    targets: list[LocalTarget],
+    started: Callable[[str], None],
 ) -> None:
-    """Register the opened targets and serve them until cancelled."""
-    listener = await env.transport.listen(config.listen)
+    """Register the opened targets and serve them until cancelled; the listener is closed at the end."""
     address = config.advertise or listener.address
     host = config.host or socket.gethostname()
     incarnation = env.client_id()

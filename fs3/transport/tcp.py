@@ -15,8 +15,9 @@ from collections.abc import Awaitable, Sequence
 import trio
 
 from ..errors import Code, ConfigError, FS3Error, ProtocolError
-from ..wire.frame import Frame, Framer, Kind, encode_head, fresh_payload
+from ..wire.frame import Frame, Framer, Kind, encode_head
 from .base import Connection, FileSlice, Listener, Part, Transport
+from .buffers import BufferPool
 
 logger = logging.getLogger("fs3.transport.tcp")
 
@@ -40,10 +41,11 @@ _EMPTY = memoryview(b"")
 class TcpConnection(Connection):
     """One connected socket."""
 
-    def __init__(self, sock: socket.socket, peer: str) -> None:
+    def __init__(self, sock: socket.socket, peer: str, buffers: BufferPool) -> None:
         self.peer = peer
         self._socket = sock
         self._fd = sock.fileno()
+        self._buffers = buffers
         self._framer = Framer(self._allocate)
         self._frames: deque[Frame] = deque()
         self._exposed: dict[int, memoryview] = {}
@@ -227,7 +229,7 @@ class TcpConnection(Connection):
             into = self._exposed.get(frame.request_id)
             if into is not None and len(into) >= frame.payload_length:
                 return into
-        return fresh_payload(frame)
+        return self._buffers.take(frame.payload_length)
 
     def expose(self, request_id: int, into: memoryview) -> None:
         self._exposed[request_id] = into
@@ -262,9 +264,10 @@ class TcpConnection(Connection):
 class TcpListener(Listener):
     """One listening socket."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, buffers: BufferPool) -> None:
         self._socket = sock
         self._fd = sock.fileno()
+        self._buffers = buffers
         self._closed = False
         self.address = _format(sock.getsockname())
 
@@ -286,7 +289,7 @@ class TcpListener(Listener):
                 # Anything else is that one connection's failure, such as ECONNABORTED.
             else:
                 sock.setblocking(False)
-                return TcpConnection(sock, _format(name))
+                return TcpConnection(sock, _format(name), self._buffers)
 
     async def aclose(self) -> None:
         if not self._closed:
@@ -297,6 +300,9 @@ class TcpListener(Listener):
 
 class TcpTransport(Transport):
     """Addresses `tcp://host:port`; an IPv6 address stands in brackets."""
+
+    def __init__(self) -> None:
+        self._buffers = BufferPool()
 
     async def connect(self, address: str) -> Connection:
         host, port = split_address(address)
@@ -310,7 +316,7 @@ class TcpTransport(Transport):
             try:
                 reason = await _connect(sock, name)
                 if not reason:
-                    return TcpConnection(sock, address)
+                    return TcpConnection(sock, address, self._buffers)
             except BaseException:
                 sock.close()
                 raise
@@ -327,7 +333,7 @@ class TcpTransport(Transport):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind(name)
                 sock.listen(_BACKLOG)
-                return TcpListener(sock)
+                return TcpListener(sock, self._buffers)
             except BaseException:
                 sock.close()
                 raise

@@ -169,6 +169,9 @@ class StorageNode:
         """Follow new routing, all at once."""
         self.map = TargetMap.of(routing, self.targets.keys())
         changed = [target.take_role(self.map.roles.get(target.id)) for target in self.targets.values()]
+        for target in self.targets.values():
+            if target.role is not None:
+                self.map.roles[target.id] = target.role  # an equal role stays the same object: it is compared by identity
         if any(changed):
             self.on_change()
 

@@ -60,9 +60,7 @@ async def embedded(path: Path) -> AsyncIterator[Store]:
 @asynccontextmanager
 async def foundationdb(_path: Path) -> AsyncIterator[Store]:
     """A key space of its own in a live cluster, removed afterwards."""
-    cluster_file = os.environ.get(CLUSTER_FILE)
-    if cluster_file is None:
-        pytest.skip(f"{CLUSTER_FILE} does not name the cluster file of a FoundationDB to test with")
+    cluster_file = os.environ[CLUSTER_FILE]
     prefix = b"fs3-test/" + secrets.token_hex(8).encode() + b"/"
     engine = FoundationDBEngine.open(cluster_file, prefix=prefix)
     try:
@@ -75,13 +73,19 @@ async def foundationdb(_path: Path) -> AsyncIterator[Store]:
         await engine.aclose()
 
 
-ENGINES = {"memory": memory, "embedded": embedded, "foundationdb": foundationdb}
+NO_CLUSTER = pytest.mark.skipif(
+    CLUSTER_FILE not in os.environ, reason=f"{CLUSTER_FILE} does not name the cluster file of a FoundationDB to test with"
+)
+ENGINES = [
+    pytest.param(memory, id="memory"),
+    pytest.param(embedded, id="embedded"),
+    pytest.param(foundationdb, id="foundationdb", marks=NO_CLUSTER),
+]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", ENGINES)
-async def test_engine(name: str, check: Check, tmp_path: Path) -> None:
-    make: Callable[[Path], AbstractAsyncContextManager[Store]] = ENGINES[name]
+@pytest.mark.parametrize("make", ENGINES)
+async def test_engine(make: Callable[[Path], AbstractAsyncContextManager[Store]], check: Check, tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with make(tmp_path) as store:
             await check(store)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from fs3.errors import Code, ConfigError, FS3Error
+from fs3.testing.disk import check_disk
+from storage.disk_linux import LinuxDisk, disk_error
+
+
+async def test_linux_disk(tmp_path: Path) -> None:
+    await check_disk(lambda: LinuxDisk(str(tmp_path / "disk")))
+
+
+async def test_punch_gives_space_back(tmp_path: Path) -> None:
+    disk = LinuxDisk(str(tmp_path / "disk"))
+    file = disk.open_file("data")
+    await file.write(0, [bytes([1]) * (4 << 20)])
+    await file.sync()
+    before = os.stat(tmp_path / "disk/data").st_blocks
+    await file.punch(0, 2 << 20)
+    if os.stat(tmp_path / "disk/data").st_blocks == before:
+        pytest.skip("this file system cannot punch holes")
+    assert os.stat(tmp_path / "disk/data").st_blocks <= before // 2
+    file.close()
+    disk.close()
+
+
+def test_errors_of_the_operating_system() -> None:
+    assert disk_error(OSError(errno.ENOSPC, "full"), "write x").code is Code.NO_SPACE
+    failed = disk_error(OSError(errno.EIO, "broken"), "write x")
+    assert failed.code is Code.DISK_FAILED
+    assert "write x: broken" in str(failed)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="Not a directory"):
+        LinuxDisk(str(tmp_path / "file/disk"))
+
+
+def test_records_that_are_in_use(tmp_path: Path) -> None:
+    disk = LinuxDisk(str(tmp_path / "disk"))
+    records = disk.open_records("records")
+    with pytest.raises(FS3Error) as caught:
+        disk.open_records("records")
+    assert caught.value.code is Code.DISK_FAILED
+    records.close()
+    disk.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fs3.api.mgmtd import FormatRequest, HeartbeatRequest, RegisterRequest, TargetReport, UnregisterRequest
 from fs3.errors import Code, FS3Error
@@ -35,6 +35,7 @@ class ChainMachine(RuleBasedStateMachine):
         self.failed = dict.fromkeys(NODES, False)  # its disk
         self.synced_at = dict.fromkeys(NODES, 0)  # chain version at which a full sync was done
         self.held: dict[int, set[int]] = {node: set() for node in NODES}
+        self.under_way: list[HeartbeatRequest] = []
         self.acknowledged: set[int] = set()
         self.writes = 0
         self.last_version = 0
@@ -101,6 +102,28 @@ class ChainMachine(RuleBasedStateMachine):
             return
         self.do(change)
         self.answered[node] = self.now
+
+    @rule(node=NODE)
+    def beat_slowly(self, node: int) -> None:
+        """A heartbeat leaves, to arrive whenever it will."""
+        if self.running[node]:
+            self.under_way.append(HeartbeatRequest(node, self.incarnations[node], (self.report(node),)))
+
+    @precondition(lambda self: self.under_way)
+    @rule(data=st.data())
+    def arrive(self, data: st.DataObject) -> None:
+        request = self.under_way.pop(data.draw(st.integers(0, len(self.under_way) - 1)))
+        try:
+            self.do(self.cluster.heartbeat(request, self.now)[0])
+        except FS3Error as error:
+            assert error.code is Code.STALE_INCARNATION
+
+    @rule(node=NODE)
+    def absence(self, node: int) -> None:
+        """A clean stop, work meanwhile, and a return."""
+        self.stop(node)
+        self.write()
+        self.start(node)
 
     @rule(node=NODE, failed=st.booleans())
     def disk(self, node: int, failed: bool) -> None:

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fs3.errors import Code, ConfigError, FS3Error
+from storage.daemon import open_disk
+from storage.disk_linux import LinuxDisk
+
+
+def test_a_fresh_disk_is_formatted_and_keeps_its_targets(tmp_path: Path) -> None:
+    disk = LinuxDisk(str(tmp_path))
+    assert open_disk(disk, 1, 12, 3) == [120_101, 120_102, 120_103]
+    assert open_disk(disk, 0, 12, 9) == [120_101, 120_102, 120_103]
+    disk.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "words"),
+    [
+        (b"fs3-storage 2\n{}", Code.FORMAT_VERSION, "has format 2, this program knows 1"),
+        (b"fs3-mgmtd 1\n", Code.CONFIG, "no data of a storage daemon"),
+        (b"\xff\xfe", Code.CONFIG, "no data of a storage daemon"),
+        (b"fs3-storage 1\n{}", Code.CONFIG, "damaged"),
+        (b'fs3-storage 1\n{"node": 3, "targets": [1]}\n', Code.CONFIG, "belongs to node 3, this is node 12"),
+    ],
+)
+def test_other_data_is_refused(tmp_path: Path, content: bytes, code: Code, words: str) -> None:
+    (tmp_path / "FORMAT").write_bytes(content)
+    disk = LinuxDisk(str(tmp_path))
+    with pytest.raises(FS3Error, match=words) as caught:
+        open_disk(disk, 0, 12, 4)
+    assert caught.value.code is code
+    assert (tmp_path / "FORMAT").read_bytes() == content
+    disk.close()
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"")
+    disk = LinuxDisk(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"holiday\.jpg"):
+        open_disk(disk, 0, 12, 4)
+    assert not (tmp_path / "FORMAT").exists()
+    disk.close()
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    disk = LinuxDisk(str(tmp_path))
+    with pytest.raises(ConfigError, match="in use by another storage daemon"):
+        LinuxDisk(str(tmp_path))
+    disk.close()
+    LinuxDisk(str(tmp_path)).close()

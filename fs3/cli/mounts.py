@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,13 @@ def check_mount_point(path: Path) -> None:
             f"{FUSE_DEVICE} is missing: load the kernel's fuse module (modprobe fuse), or in a container pass"
             f" --device {FUSE_DEVICE} --cap-add SYS_ADMIN, or use --no-mount"
         )
-    if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
-        raise ConfigError(f"{FUSE_DEVICE}: may not be opened by this user, or use --no-mount")
+    try:
+        with open(FUSE_DEVICE, "r+b", buffering=0) as device:
+            usable = stat.S_ISCHR(os.fstat(device.fileno()).st_mode)
+    except OSError as error:
+        raise ConfigError(f"{FUSE_DEVICE}: cannot be opened: {error.strerror}; repair that or use --no-mount") from None
+    if not usable:
+        raise ConfigError(f"{FUSE_DEVICE}: expected a device; repair that or use --no-mount")
     if os.geteuid() != 0 and fusermount() is None:
         raise ConfigError("fusermount3 is missing: install the package fuse3, or use --no-mount")
     mounted = mount_at(path)

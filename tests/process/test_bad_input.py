@@ -174,9 +174,12 @@ def test_a_folder_of_a_newer_format(data: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mgmtd", "meta", "storage-1"])
-def test_data_of_a_daemon_of_a_newer_format(data: Path, name: str) -> None:
+def test_data_of_a_daemon_of_a_newer_format(stopped: Path, name: str) -> None:
+    """Its data stays as it was; the other daemons may have run for a moment."""
+    data = stopped
     found = sorted((data / name).rglob("FORMAT"))
     assert found, f"{name} keeps no FORMAT file"
+    before = contents(data / name)
     present = found[0].read_bytes()
     found[0].write_text("999\n")
     try:
@@ -184,6 +187,10 @@ def test_data_of_a_daemon_of_a_newer_format(data: Path, name: str) -> None:
         refused(up(data, "--no-mount"), "999")
     finally:
         found[0].write_bytes(present)
+    after = contents(data / name)
+    assert {path: text for path, text in after.items() if not path.endswith("LOCK")} == {
+        path: text for path, text in before.items() if not path.endswith("LOCK")
+    }
 
 
 @pytest.mark.parametrize("instead", ["nothing", "an empty file"])

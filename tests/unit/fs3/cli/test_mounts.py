@@ -29,7 +29,7 @@ def test_the_mount_table_is_read_with_its_escapes() -> None:
 def fuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A stand-in for /dev/fuse."""
     device = tmp_path / "fuse"
-    device.touch()
+    device.symlink_to("/dev/null")
     monkeypatch.setattr(mounts, "FUSE_DEVICE", device)
     monkeypatch.setattr(mounts, "fusermount", lambda: "fusermount3")
     return device
@@ -46,7 +46,7 @@ def test_what_is_no_mount_point(fuse: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected an empty folder to mount on, it holds 'fuse'"):
         check_mount_point(tmp_path)
     with pytest.raises(ConfigError, match="expected a folder to mount on"):
-        check_mount_point(fuse)
+        check_mount_point(Path("/dev/null"))
     with pytest.raises(ConfigError, match="/proc: in use: proc is mounted there"):
         check_mount_point(Path("/proc"))
 
@@ -54,6 +54,9 @@ def test_what_is_no_mount_point(fuse: Path, tmp_path: Path) -> None:
 def test_no_fuse_device_is_said_so(fuse: Path, tmp_path: Path) -> None:
     fuse.unlink()
     with pytest.raises(ConfigError, match=f"{fuse} is missing: load the kernel's fuse module"):
+        check_mount_point(tmp_path / "absent")
+    fuse.touch()
+    with pytest.raises(ConfigError, match=f"{fuse}: expected a device"):
         check_mount_point(tmp_path / "absent")
 
 

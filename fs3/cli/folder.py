@@ -221,7 +221,8 @@ def daemon_settings(data: Path, cluster: ClusterConfig, lease_ms: int, ports: li
     settings: dict[str, dict[str, Any]] = {
         "mgmtd": {"node_id": MGMTD_NODE, "listen": addresses[0], "data": str(data / "mgmtd"), "lease_ms": lease_ms},
         "meta": {"node_id": META_NODE, "listen": addresses[1], "data": str(data / "meta"), "mgmtd": mgmtd},
-        "mount": {"mgmtd": mgmtd},
+        # Users other than root may share a mount only where /etc/fuse.conf allows it.
+        "mount": {"mgmtd": mgmtd, "allow_other": os.geteuid() == 0},
     }
     for number in range(cluster.storages):
         name = f"storage-{number + 1}"

@@ -219,6 +219,8 @@ def mount(mount_point: Path, data: Path, mgmtd: str | None, foreground: bool, lo
     """Mount a running cluster at MOUNT_POINT, which is made if it does not exist."""
     found = addresses(data, mgmtd)
     extra = ["--write-behind"] if write_behind else []
+    if os.geteuid() != 0:
+        extra.append("--no-allow-other")  # which needs user_allow_other in /etc/fuse.conf
     if foreground:
         mounting.mount_here(mount_point, found, extra)
     log = log or mounting.default_log(mount_point)

@@ -195,6 +195,8 @@ class RpcClient:
         if link is None:
             link = await self._open(address, deadline)
             now = self.env.monotonic()
+            if deadline <= now:  # the connection was there in time, but our turn was not
+                raise _late(address)
         frame = await link.call(method.id, body, now, deadline, payload, into, FLAG_RELAYED if relayed else 0)
         if frame.kind is Kind.ERROR:
             raise decode(ErrorBody, frame.body).to_error()

@@ -80,6 +80,12 @@ async def test_past_deadline_sends_nothing(autojump_clock: trio.testing.MockCloc
         assert w.network.attempts == 0
 
 
+async def test_deadline_passes_just_as_the_connection_is_there(autojump_clock: trio.testing.MockClock) -> None:
+    async with world() as w:
+        w.network.delay_s = 1
+        assert await code_of(w.echo(1, seconds=1)) is Code.DEADLINE_EXCEEDED
+
+
 async def test_late_reply_does_not_touch_the_buffer(autojump_clock: trio.testing.MockClock) -> None:
     async with world() as w:
         w.server.handle(BULK, bulk)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from rocksdict import WriteBatch
+from rocksdict import ReadOptions, WriteBatch
 
 from ..errors import Code, FS3Error
 from .base import KEY_SIZE_MAX, TRANSACTION_AGE_MAX_MS, TRANSACTION_SIZE_MAX, VALUE_SIZE_MAX, KVEngine, Txn
@@ -188,7 +188,12 @@ class EmbeddedEngine(KVEngine):
         """The pairs of a view with begin <= key < end. To be used up before anything is awaited."""
         self.check_usable()
         try:
-            iterator = self._db.iter() if view.iterator is None else view.iterator
+            iterator = view.iterator
+            if iterator is None:
+                # Without a bound it would walk on over everything that was deleted behind the range.
+                options = ReadOptions()
+                options.set_iterate_upper_bound(end)
+                iterator = self._db.iter(options)
             valid, key_of, value_of = iterator.valid, iterator.key, iterator.value
             if reverse:
                 iterator.seek_for_prev(end)

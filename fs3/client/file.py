@@ -285,13 +285,18 @@ class FileClient:
     async def _opened(
         self, attr: Attr, access: Access, append: bool, session: int, truncated: bool, created: bool
     ) -> FileHandle:
-        if attr.kind is not FileKind.FILE:
-            raise FS3Error(Code.INVALID, f"inode {attr.inode} is no regular file")
         layout = attr.layout
-        assert layout is not None
+        if attr.kind is not FileKind.FILE or layout is None:
+            raise FS3Error(Code.INVALID, f"inode {attr.inode} is no regular file")
         chains = self._chains_now(layout)
         if chains is None:
-            chains = await self._chains(layout)
+            try:
+                chains = await self._chains(layout)
+            except BaseException:
+                if session:
+                    with trio.CancelScope(shield=True):
+                        await self._end_session(attr.inode, session)
+                raise
         state = self._inodes.get(attr.inode)
         if state is None:
             state = self._inodes[attr.inode] = OpenInode(attr, chains, fresh=created)
@@ -564,6 +569,11 @@ class FileClient:
     def is_open(self, inode: int) -> bool:
         """Whether this client has handles on it."""
         return inode in self._inodes
+
+    @property
+    def any_open(self) -> bool:
+        """Whether this client has any file open."""
+        return bool(self._inodes)
 
     # Layout
 

@@ -1,0 +1,232 @@
+"""Paths on top of FileClient: the Python API of fs3, for trio. fs3.client.sync is the same for other programs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from ..api.meta import Access, Attr, Caller, FileKind, RenameFlags
+from ..checksum import Buffer
+from ..errors import Code, FS3Error
+from ..ids import ROOT_INODE
+from .file import FileClient, FileHandle
+
+SYMLINKS_MAX = 40
+LISTING_LIMIT = 1024
+
+_MODES = {
+    "r": (Access.READ, False, False, False),
+    "r+": (Access.READ_WRITE, False, False, False),
+    "w": (Access.WRITE, True, True, False),
+    "w+": (Access.READ_WRITE, True, True, False),
+    "a": (Access.WRITE, True, False, False),
+    "a+": (Access.READ_WRITE, True, False, False),
+    "x": (Access.WRITE, True, False, True),
+    "x+": (Access.READ_WRITE, True, False, True),
+}
+"""(access, create, truncate, exclusive) by the mode of open()."""
+
+
+def own_caller() -> Caller:
+    """The rights of this process."""
+    return Caller(os.geteuid(), os.getegid(), (os.getegid(), *os.getgroups()), 0)
+
+
+class AsyncFile:
+    """An open file. Methods may run at the same time; a write is atomic for each chunk that it touches."""
+
+    def __init__(self, client: FileClient, handle: FileHandle) -> None:
+        self._client = client
+        self._handle = handle
+
+    @property
+    def inode(self) -> int:
+        return self._handle.inode.id
+
+    async def read_at(self, offset: int, length: int) -> memoryview:
+        """Bytes at `offset`, fewer only at the end of the file."""
+        return await self._client.read(self._handle, offset, length)
+
+    async def read_into(self, offset: int, into: memoryview) -> int:
+        """Read into a buffer, without copies; returns how many bytes there were."""
+        return await self._client.read_into(self._handle, offset, into)
+
+    async def write_at(self, offset: int, data: Buffer) -> int:
+        """Write all of `data`; a file opened to append ignores the offset."""
+        return await self._client.write(self._handle, offset, data)
+
+    async def truncate(self, length: int) -> None:
+        await self._client.truncate(self._handle, length)
+
+    async def sync(self) -> None:
+        """fsync."""
+        await self._client.fsync(self._handle)
+
+    async def stat(self) -> Attr:
+        return await self._client.getattr(self.inode)
+
+    async def close(self) -> None:
+        await self._client.close(self._handle)
+
+
+class Paths:
+    """Calls by path, as the functions of `os` have them. A path starts at the root of the file system, with or without a
+    slash. Raises FS3Error, whose errno is that of the call on a local file system."""
+
+    def __init__(self, client: FileClient, caller: Caller | None = None) -> None:
+        self._client = client
+        self._caller = caller if caller is not None else own_caller()
+
+    async def stat(self, path: str, *, follow: bool = True) -> Attr:
+        return await self._resolve(path, follow)
+
+    async def exists(self, path: str) -> bool:
+        try:
+            await self._resolve(path, True)
+        except FS3Error as error:
+            if error.code in (Code.NOT_FOUND, Code.NOT_DIRECTORY):
+                return False
+            raise
+        return True
+
+    async def listdir(self, path: str = "/") -> list[str]:
+        return [os.fsdecode(name) for name, _ in await self.scan(path)]
+
+    async def scan(self, path: str = "/") -> list[tuple[bytes, Attr]]:
+        """Names with their attributes, in order of names."""
+        inode = (await self._resolve(path, True)).inode
+        found: list[tuple[bytes, Attr]] = []
+        more = True
+        while more:
+            after = found[-1][0] if found else b""
+            reply = await self._client.readdir(self._caller, inode, after, LISTING_LIMIT)
+            found.extend([(entry.name, entry.attr) for entry in reply.entries])
+            more = reply.more
+        return found
+
+    async def mkdir(self, path: str, mode: int = 0o777) -> Attr:
+        parent, name = await self._parent(path)
+        return await self._client.mknod(self._caller, parent, name, FileKind.DIRECTORY, mode)
+
+    async def makedirs(self, path: str, mode: int = 0o777) -> None:
+        """mkdir -p."""
+        done = ""
+        for part in _parts(os.fsencode(path)):
+            done += "/" + os.fsdecode(part)
+            try:
+                await self.mkdir(done, mode)
+            except FS3Error as error:
+                if error.code is not Code.EXISTS:
+                    raise
+
+    async def unlink(self, path: str) -> None:
+        parent, name = await self._parent(path)
+        await self._client.remove(self._caller, parent, name, directory=False, hold=self._client.any_open)
+
+    async def rmdir(self, path: str) -> None:
+        parent, name = await self._parent(path)
+        await self._client.remove(self._caller, parent, name, directory=True)
+
+    async def rename(self, path: str, new_path: str, flags: RenameFlags = RenameFlags.NONE) -> None:
+        parent, name = await self._parent(path)
+        new_parent, new_name = await self._parent(new_path)
+        hold = flags is RenameFlags.NONE and self._client.any_open
+        await self._client.rename(self._caller, parent, name, new_parent, new_name, flags, hold=hold)
+
+    async def symlink(self, target: str, path: str) -> Attr:
+        parent, name = await self._parent(path)
+        return await self._client.mknod(self._caller, parent, name, FileKind.SYMLINK, 0o777, target=os.fsencode(target))
+
+    async def readlink(self, path: str) -> str:
+        return os.fsdecode(await self._client.readlink((await self._resolve(path, False)).inode))
+
+    async def link(self, path: str, new_path: str) -> Attr:
+        inode = (await self._resolve(path, False)).inode
+        parent, name = await self._parent(new_path)
+        return await self._client.link(self._caller, inode, parent, name)
+
+    async def chmod(self, path: str, mode: int) -> None:
+        await self._client.setattr(self._caller, (await self._resolve(path, True)).inode, mode=mode)
+
+    async def chown(self, path: str, uid: int | None = None, gid: int | None = None) -> None:
+        await self._client.setattr(self._caller, (await self._resolve(path, True)).inode, uid=uid, gid=gid)
+
+    async def truncate(self, path: str, length: int) -> None:
+        await self._client.setattr(self._caller, (await self._resolve(path, True)).inode, length=length)
+
+    @asynccontextmanager
+    async def open(self, path: str, mode: str = "r", permissions: int = 0o666) -> AsyncIterator[AsyncFile]:
+        """mode: as of open(), without "b": files are bytes here. permissions: of a file that is made."""
+        file = await self.open_file(path, mode, permissions)
+        try:
+            yield file
+        finally:
+            await file.close()
+
+    async def open_file(self, path: str, mode: str = "r", permissions: int = 0o666) -> AsyncFile:
+        """open(), for those who close() by themselves."""
+        found = _MODES.get(mode.replace("b", ""))
+        if found is None:
+            raise FS3Error(Code.INVALID, f"open mode {mode!r}")
+        access, create, truncate, exclusive = found
+        append = mode.startswith("a")
+        if create:
+            parent, name = await self._parent(path)
+            try:
+                handle = await self._client.create(
+                    self._caller, parent, name, permissions, access,
+                    exclusive=exclusive, truncate=truncate, append=append,
+                )  # fmt: skip
+                return AsyncFile(self._client, handle)
+            except FS3Error as error:
+                if error.code is not Code.LOOP or exclusive:
+                    raise  # a symbolic link stands there: open what it leads to
+        inode = (await self._resolve(path, True)).inode
+        handle = await self._client.open(self._caller, inode, access, truncate=truncate, append=append)
+        return AsyncFile(self._client, handle)
+
+    async def read_file(self, path: str) -> bytes:
+        """The whole content."""
+        async with self.open(path) as file:
+            return bytes(await file.read_at(0, (await file.stat()).length))
+
+    async def write_file(self, path: str, data: Buffer) -> None:
+        """Make, or replace, a whole file."""
+        async with self.open(path, "w") as file:
+            await file.write_at(0, data)
+
+    # Resolving
+
+    async def _parent(self, path: str) -> tuple[int, bytes]:
+        """(inode of the directory, name) of a path that need not exist."""
+        parts = _parts(os.fsencode(path))
+        if not parts:
+            raise FS3Error(Code.BUSY, "the root directory has no name")
+        directory = await self._walk(parts[:-1], True)
+        return directory.inode, parts[-1]
+
+    async def _resolve(self, path: str, follow: bool) -> Attr:
+        return await self._walk(_parts(os.fsencode(path)), follow)
+
+    async def _walk(self, parts: list[bytes], follow: bool) -> Attr:
+        attr = await self._client.getattr(ROOT_INODE)
+        left = parts[::-1]
+        above = attr.inode
+        links = 0
+        while left:
+            name = left.pop()
+            above = attr.inode
+            attr = await self._client.lookup(self._caller, above, name)
+            if attr.kind is FileKind.SYMLINK and (left or follow):
+                links += 1
+                if links > SYMLINKS_MAX:
+                    raise FS3Error(Code.LOOP, "too many symbolic links")
+                target = await self._client.readlink(attr.inode)
+                left.extend(_parts(target)[::-1])
+                attr = await self._client.getattr(ROOT_INODE if target.startswith(b"/") else above)
+        return attr
+
+
+def _parts(path: bytes) -> list[bytes]:
+    return [part for part in path.split(b"/") if part not in (b"", b".")]

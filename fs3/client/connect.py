@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -26,7 +27,8 @@ logger = logging.getLogger("fs3.client.connect")
 async def connect(env: Env, addresses: Sequence[str], host: str) -> AsyncIterator[FileClient]:
     """A client of the cluster whose mgmtd daemons are at `addresses`; waits for one of them, for as long as it takes.
 
-    host: this machine's name. Leaving the context unregisters the client; close all handles before.
+    host: this machine's name. Leaving the context unregisters the client (but when cancelled: then its lease runs out);
+    close all handles before.
     """
     client_id = env.client_id()
     async with trio.open_nursery() as nursery:
@@ -43,7 +45,7 @@ async def connect(env: Env, addresses: Sequence[str], host: str) -> AsyncIterato
         try:
             yield client
         finally:
-            with trio.CancelScope(shield=True):
+            if trio.current_effective_deadline() > -math.inf:  # else the connections are being cancelled as well
                 await registration.end()
             nursery.cancel_scope.cancel()
 

@@ -40,7 +40,7 @@ class _Loop:
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._token: trio.lowlevel.TrioToken | None = None
-        self._scope = trio.CancelScope()
+        self._stop = trio.Event()
         self.paths: Paths | None = None
         self._thread = threading.Thread(target=self._run, name="fs3-client", daemon=True)
 
@@ -53,7 +53,7 @@ class _Loop:
     def stop(self) -> None:
         assert self._token is not None
         try:
-            trio.from_thread.run_sync(self._scope.cancel, trio_token=self._token)
+            trio.from_thread.run_sync(self._stop.set, trio_token=self._token)
         except trio.RunFinishedError:
             pass  # it ended by itself, with the error raised below
         self._thread.join()
@@ -76,11 +76,10 @@ class _Loop:
 
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
-        with self._scope:
-            async with connect_async(Env(self._transport), self._addresses, socket.gethostname()) as client:
-                self.paths = Paths(client, self._caller)
-                self._ready.set()
-                await trio.sleep_forever()
+        async with connect_async(Env(self._transport), self._addresses, socket.gethostname()) as client:
+            self.paths = Paths(client, self._caller)
+            self._ready.set()
+            await self._stop.wait()
 
 
 class File(io.RawIOBase):

@@ -9,6 +9,7 @@ import pytest
 from fs3.errors import Code, ConfigError, FS3Error
 from fs3.testing.disk import check_disk
 from storage.disk_linux import LinuxDisk, disk_error
+from tests.unit.storage.memory_disk import MemoryDisk
 
 
 async def test_linux_disk(tmp_path: Path) -> None:
@@ -50,3 +51,9 @@ def test_records_that_are_in_use(tmp_path: Path) -> None:
     assert caught.value.code is Code.DISK_FAILED
     records.close()
     disk.close()
+
+
+async def test_memory_disk() -> None:
+    disk = MemoryDisk()
+    disk.close()
+    await check_disk(disk.exclusive)

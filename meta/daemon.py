@@ -47,6 +47,8 @@ class MetaConfig:
     mgmtd: tuple[str, ...] = option(("tcp://127.0.0.1:7000",), help="addresses of all management daemons")
     data: str = option("/var/lib/fs3/meta", help="folder for its data, if the store is embedded")
     store: str = option("", help="store URL, such as fdb:/etc/foundationdb/fdb.cluster; embedded in `data` by default")
+    root_uid: int = option(0, help="owner of the root directory, when it is made", at_least=0)
+    root_gid: int = option(0, help="group of the root directory, when it is made", at_least=0)
     session_grace_ms: int = option(
         10_000, help="how long a client is dead before its open files are closed", unit="ms", at_least=0, at_most=3_600_000
     )
@@ -83,7 +85,7 @@ async def _serve(config: MetaConfig, env: Env, started: Callable[[str], None], s
             await nursery.start(mgmtd.run)
             chunks = RoutedChunks(StorageClient(env, rpc, mgmtd, env.client_id(), host), lambda: mgmtd.routing)
             times = GcTimes(session_grace_ms=config.session_grace_ms)
-            service = MetaService(env, store, mgmtd, chunks, nursery, times)
+            service = MetaService(env, store, mgmtd, chunks, nursery, times, (config.root_uid, config.root_gid))
             server = RpcServer(env)
             service.bind(server)
             await nursery.start(server.serve, listener)

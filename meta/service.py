@@ -53,12 +53,14 @@ class MetaService:
         chunks: ChunkStore,
         nursery: trio.Nursery,
         times: GcTimes = GcTimes(),  # noqa: B008 (frozen)
+        root_owner: tuple[int, int] = (0, 0),
     ) -> None:
-        """nursery: for work on chunks that outlives the request which began it."""
+        """nursery: for work on chunks that outlives the request which began it. root_owner: uid and gid, when it is made."""
         self.ctx = Context(env, engine, InodeIds(env, engine), lambda: mgmtd.routing, env.client_id())
         self._mgmtd = mgmtd
         self._intents = Intents(self.ctx, chunks, nursery)
         self.collector = Collector(self.ctx, chunks, self._intents, self._clients, times)
+        self._root_owner = root_owner
         self._formatted = False
 
     def bind(self, server: RpcServer) -> None:
@@ -195,7 +197,7 @@ class MetaService:
                     layout = FileLayout(config.table, table.version if table else 1, config.chunk_size, config.stripe, 0)
 
                     async def make(txn: Txn, layout: FileLayout = layout) -> bool:
-                        return await create.make_root(ctx, txn, layout)
+                        return await create.make_root(ctx, txn, layout, *self._root_owner)
 
                     if await transact(ctx.engine, make, env=ctx.env, idempotent=True):
                         logger.info("made the root directory, files are cut into chunks of %d bytes", config.chunk_size)

@@ -220,7 +220,14 @@ def daemon_settings(data: Path, cluster: ClusterConfig, lease_ms: int, ports: li
     mgmtd = [addresses[0]]
     settings: dict[str, dict[str, Any]] = {
         "mgmtd": {"node_id": MGMTD_NODE, "listen": addresses[0], "data": str(data / "mgmtd"), "lease_ms": lease_ms},
-        "meta": {"node_id": META_NODE, "listen": addresses[1], "data": str(data / "meta"), "mgmtd": mgmtd},
+        "meta": {
+            "node_id": META_NODE,
+            "listen": addresses[1],
+            "data": str(data / "meta"),
+            "mgmtd": mgmtd,
+            "root_uid": os.geteuid(),
+            "root_gid": os.getegid(),
+        },
         # Users other than root may share a mount only where /etc/fuse.conf allows it.
         "mount": {"mgmtd": mgmtd, "allow_other": os.geteuid() == 0},
     }

@@ -160,13 +160,13 @@ async def link(ctx: Context, txn: Txn, request: LinkRequest) -> AttrReply:
     return AttrReply(inode.attr())
 
 
-async def make_root(ctx: Context, txn: Txn, layout: FileLayout) -> bool:
+async def make_root(ctx: Context, txn: Txn, layout: FileLayout, uid: int = 0, gid: int = 0) -> bool:
     """Make the root directory unless it is there. layout: the default of the whole tree. Returns whether it was made."""
     if await txn.get(inode_key(ROOT_INODE)) is not None:
         return False
     now_ns = ctx.now_ns()
     root = Inode(
-        ROOT_INODE, DIRECTORY, 0, 0o755, 0, 0, 2, 0, now_ns, now_ns, now_ns, 0, ROOT_INODE, 0, 0,
+        ROOT_INODE, DIRECTORY, 0, 0o755, uid, gid, 2, 0, now_ns, now_ns, now_ns, 0, ROOT_INODE, 0, 0,
         layout.table, layout.table_version, layout.chunk_size, layout.stripe, 0,
     )  # fmt: skip
     txn.set(inode_key(ROOT_INODE), root.pack())

@@ -71,7 +71,9 @@ class MgmtdService:
         self._store = store
         self._me = me
         self._timing = timing
-        self._lease = PrimaryLease(me.node, me.incarnation, me.address, timing.lease_ms, me.exclusive)
+        # Daemons give up after half their lease without an answer: until then another mgmtd must have taken over.
+        self._lease_ms = timing.lease_ms if me.exclusive else timing.lease_ms // 4
+        self._lease = PrimaryLease(me.node, me.incarnation, me.address, self._lease_ms, me.exclusive)
         self._cluster: Cluster | None = None  # while we are primary
         self._epoch = 0  # of the lease under which it was loaded
         self._lock = trio.Lock()  # held from making a change to applying it
@@ -112,7 +114,7 @@ class MgmtdService:
 
     async def _hold_office(self, task_status: trio.TaskStatus[None]) -> None:
         """Renew the lease or try to get it, for ever."""
-        interval_s = self._timing.lease_ms / 8000
+        interval_s = self._lease_ms / 8000
         started = failing = False
         while True:
             self._wake = trio.Event()
@@ -136,13 +138,14 @@ class MgmtdService:
 
     async def _contend(self) -> None:
         """One try to get or keep the lease; and to take or leave office by its outcome."""
-        with trio.move_on_after(self._timing.lease_ms / 2000):
-            await self._store.contend(self._lease, self._env.monotonic)
-        if not self._lease.holds(self._env.monotonic()):
-            if self._cluster is not None:
+        try:
+            with trio.move_on_after(self._lease_ms / 2000):
+                await self._store.contend(self._lease, self._env.monotonic)
+        finally:
+            if self._cluster is not None and not self._lease.holds(self._env.monotonic()):
                 logger.warning("no longer primary (epoch %d)", self._epoch)
                 self._step_down()
-        elif self._cluster is None or self._epoch != self._lease.epoch:
+        if self._lease.holds(self._env.monotonic()) and (self._cluster is None or self._epoch != self._lease.epoch):
             await self._take_office()
 
     async def _take_office(self) -> None:

@@ -133,6 +133,8 @@ class Lease:
                 if not (error.retryable or error.code is Code.DEADLINE_EXCEEDED):
                     raise
                 last = error
+                left_s = give_up_at - self._env.monotonic()
+                await trio.sleep(max(0.0, min(HEARTBEAT_ATTEMPT_MS_MIN / 1000, left_s)))
                 continue
             self._answered(sent_at, reply.lease_ms)
             return

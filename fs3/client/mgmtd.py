@@ -127,18 +127,20 @@ class MgmtdClient:
         request = GetRoutingRequest(self._routing.version, wait_ms)
         try:
             reply = await self._rpc.call(address, GET_ROUTING, request, deadline=deadline)
+            if reply.routing is not None:
+                self._take(reply.routing.to_info())
         except FS3Error as error:
             self._elsewhere(address, error)
             raise
-        if reply.routing is not None:
-            self._take(reply.routing.to_info())
 
     def _take(self, info: RoutingInfo) -> None:
         known = self._routing
         if known is not EMPTY and info.cluster != known.cluster:
             logger.error("mgmtd now serves cluster %s instead of %s: its data was replaced", info.cluster, known.cluster)
-        elif info.version <= known.version:
-            return  # an answer overtaken by another one
+        elif info.version == known.version:
+            return  # another task has asked too
+        elif info.version < known.version:
+            raise FS3Error(Code.NO_ROUTING, f"mgmtd has routing version {info.version}, older than ours, {known.version}")
         self._routing = info
         changed, self._changed = self._changed, trio.Event()
         changed.set()

@@ -167,18 +167,17 @@ def down(data: Path) -> None:
 @data_option
 @mgmtd_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@click.option("--check", is_flag=True, help="Exit with 1 unless every target serves.")
-def status(data: Path, mgmtd: str | None, as_json: bool, check: bool) -> None:
+def status(data: Path, mgmtd: str | None, as_json: bool) -> None:
     """Show nodes, chains, targets, capacity and mounts.
 
-    Exit code: 1 when no management daemon answers, 0 when one does; see --check.
+    Exit code: 0 when every target of every chain serves, 1 when one does not or when no management daemon answers.
     """
     found = trio.run(status_report.gather, addresses(data, mgmtd))
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:
         status_report.render(found, console())
-    sys.exit(EXIT_ERROR if check and not found["serving"] else EXIT_OK)
+    sys.exit(EXIT_OK if found["serving"] else EXIT_ERROR)
 
 
 @cli.command("format")

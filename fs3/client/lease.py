@@ -25,6 +25,8 @@ logger = logging.getLogger("fs3.client.lease")
 
 REGISTER_ATTEMPT_MS = 2_000
 HEARTBEAT_ATTEMPT_MS_MIN = 50
+PAUSE_MS = 50
+"""Between attempts, however fast the one before failed."""
 UNREGISTER_MS = 1_000
 
 
@@ -114,6 +116,7 @@ class Lease:
                 if not failed:
                     logger.warning("cannot register yet, trying on: %s", error)
                 failed = True
+                await trio.sleep(PAUSE_MS / 1000)
                 continue
             self.incarnation = request.incarnation
             self._answered(sent_at, reply.lease_ms)
@@ -134,7 +137,7 @@ class Lease:
                     raise
                 last = error
                 left_s = give_up_at - self._env.monotonic()
-                await trio.sleep(max(0.0, min(HEARTBEAT_ATTEMPT_MS_MIN / 1000, left_s)))
+                await trio.sleep(max(0.0, min(PAUSE_MS / 1000, left_s)))
                 continue
             self._answered(sent_at, reply.lease_ms)
             return

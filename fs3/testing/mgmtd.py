@@ -53,6 +53,7 @@ class StaticMgmtd(MgmtdClient):
         handler = self.handlers.get(method.id)
         if handler is None:
             raise FS3Error(Code.UNKNOWN_METHOD, method.name)
-        with trio.fail_after(timeout_ms / 1000):
+        with trio.move_on_after(timeout_ms / 1000):
             reply: Rep = await handler(request)
-        return reply
+            return reply
+        raise FS3Error(Code.DEADLINE_EXCEEDED, method.name)

@@ -36,6 +36,7 @@ CAROL = Caller(1002, 1002, (1002,))
 CHUNK = 64 * 1024
 CHAINS = (11, 12, 13)
 CLIENT = 10_007
+_seeds = count(1)
 
 
 class FakeChunks:
@@ -149,10 +150,11 @@ class World:
         self.server = RpcServer(env)
         self.service.bind(self.server)
         self._sequences = count(1)
+        self._tags = env.client_id()
         self.caller = ROOT
 
     def tag(self) -> RequestTag:
-        return RequestTag(77, 1, next(self._sequences))
+        return RequestTag(self._tags, 1, next(self._sequences))
 
     async def call(self, method: Method[Req, Rep], request: Req) -> Rep:
         handler: Callable[[Any, Any], Awaitable[Any]] = self.server.handlers[method.id][1]
@@ -270,10 +272,9 @@ async def world(
     chunks: FakeChunks | None = None,
     cluster: Cluster | None = None,
     collecting: bool = False,
-    seed: int = 1,
 ) -> AsyncIterator[World]:
     """A service that has its root. collecting: also runs the collector (it needs a mock clock)."""
-    env = SteppingEnv(MemoryTransport(), random.Random(seed))
+    env = SteppingEnv(MemoryTransport(), random.Random(next(_seeds)))
     async with trio.open_nursery() as nursery:
         made = World(env, engine or MemoryEngine(), chunks or FakeChunks(), cluster or Cluster(), nursery)
         if collecting:

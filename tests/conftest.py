@@ -25,7 +25,7 @@ def no_error_records(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFi
     if request.node.get_closest_marker("expects_error_log") is None:
         records = caplog.get_records("setup") + caplog.get_records("call")
         bad = [f"{r.levelname} {r.name}: {r.getMessage()}" for r in records if r.levelno >= logging.ERROR]
-        assert not bad, bad
+        assert not bad, f"{bad} (a test that means to provoke this is marked expects_error_log)"
 
 
 @pytest.fixture(scope="session", autouse=True)

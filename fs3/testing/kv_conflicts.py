@@ -109,12 +109,17 @@ async def own_writes_are_no_reads(store: Store) -> None:
         txn.atomic_add(b"n", 1)
         await txn.get(b"n")
 
+    async def reads_range_with_added(txn: Txn) -> None:
+        txn.atomic_add(b"n", 1)
+        await txn.get_range(b"m", b"o")
+
     assert not await conflicts_with(store, reads_own, lambda txn: txn.set(b"a", b""))
     assert not await conflicts_with(store, reads_own, lambda txn: txn.set(b"d", b""))
     assert not await conflicts_with(store, reads_across, lambda txn: txn.set(b"d", b""))
     assert await conflicts_with(store, reads_across, lambda txn: txn.set(b"b", b""))
     assert await conflicts_with(store, reads_across, lambda txn: txn.set(b"e", b""))
     assert await conflicts_with(store, reads_added, lambda txn: txn.set(b"n", b""))
+    assert await conflicts_with(store, reads_range_with_added, lambda txn: txn.set(b"n", b""))
 
 
 @CHECKS.append

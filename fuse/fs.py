@@ -329,7 +329,8 @@ class FileSystem:
         start = max(cookie, FIRST)
         listing.listed(start, [entry.name for entry in entries])
         result = await self._dots(listing, cookie) if cookie < FIRST else []
-        result.extend([(entry.name, entry.attr, start + i + 1) for i, entry in enumerate(entries)])
+        seen = self._client.seen  # what this mount wrote and meta has not heard of counts here too
+        result.extend([(entry.name, seen(entry.attr), start + i + 1) for i, entry in enumerate(entries)])
         return result
 
     async def _dots(self, listing: Listing, cookie: int) -> list[tuple[bytes, Attr, int]]:

@@ -36,9 +36,10 @@ class ReadWindow:
         slack = 4 * max(length, 128 * 1024)
         if self.next_offset - slack <= offset <= self.next_offset + slack:
             self.run += length
+            self.next_offset = max(self.next_offset, offset + length)
         else:
-            self.run = 0
-        self.next_offset = max(self.next_offset, offset + length) if self.run else offset + length
+            self.run = length
+            self.next_offset = offset + length
         return self.run > length or (offset == 0 and length >= FIRST_READ_MIN)
 
 

@@ -30,24 +30,27 @@ async def connect(env: Env, addresses: Sequence[str], host: str) -> AsyncIterato
     host: this machine's name. Leaving the context unregisters the client (but when cancelled: then its lease runs out);
     close all handles before.
     """
-    client_id = env.client_id()
-    async with trio.open_nursery() as nursery:
-        rpc = RpcClient(env, nursery)
-        mgmtd = MgmtdClient(env, rpc, addresses)
-        await nursery.start(mgmtd.run)
-        registration = Registration(env, mgmtd, host)
-        await nursery.start(registration.run)
-        meta = MetaClient(env, rpc, mgmtd, client_id)
-        storage = StorageClient(env, rpc, mgmtd, client_id, host)
-        client = FileClient(env, meta, storage, mgmtd, registration.node)
-        registration.renewed = client.reopen_sessions
-        nursery.start_soon(client.run_reports)
-        try:
-            yield client
-        finally:
-            if trio.current_effective_deadline() > -math.inf:  # else the connections are being cancelled as well
-                await registration.end()
-            nursery.cancel_scope.cancel()
+    try:
+        async with trio.open_nursery() as nursery:
+            client_id = env.client_id()
+            rpc = RpcClient(env, nursery)
+            mgmtd = MgmtdClient(env, rpc, addresses)
+            await nursery.start(mgmtd.run)
+            registration = Registration(env, mgmtd, host)
+            await nursery.start(registration.run)
+            meta = MetaClient(env, rpc, mgmtd, client_id)
+            storage = StorageClient(env, rpc, mgmtd, client_id, host)
+            client = FileClient(env, meta, storage, mgmtd, registration.node)
+            registration.renewed = client.reopen_sessions
+            nursery.start_soon(client.run_reports)
+            try:
+                yield client
+            finally:
+                if trio.current_effective_deadline() > -math.inf:  # else the connections are being cancelled as well
+                    await registration.end()
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise _only(group) from None  # what the body raised, as it raised it
 
 
 async def _nothing() -> None:
@@ -85,8 +88,8 @@ class Registration:
                         started = True
                         task_status.started()
             except* FS3Error as group:
-                error = _first(group)
-                if error.code is not Code.STALE_INCARNATION:
+                error = _only(group)
+                if not isinstance(error, FS3Error) or error.code is not Code.STALE_INCARNATION:
                     raise error from None
                 logger.warning("registration lost: %s", error)
 
@@ -104,9 +107,9 @@ class Registration:
         )
 
 
-def _first(group: BaseExceptionGroup[FS3Error]) -> FS3Error:
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The exception in a group that holds one; else the group."""
     error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    assert isinstance(error, FS3Error)
     return error

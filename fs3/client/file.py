@@ -372,7 +372,7 @@ class FileClient:
 
     async def _readable(self, state: OpenInode, offset: int, length: int) -> int:
         """How many bytes there are from `offset` on; asks meta when the file seems to end before that."""
-        if offset >= state.length and length > 0:
+        if offset + length > state.length:
             await self.getattr(state.id)  # others may have made it longer; this updates state
         return state.length - offset
 

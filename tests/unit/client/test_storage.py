@@ -132,6 +132,7 @@ async def test_a_dead_replica_sends_the_reader_to_another_at_once(autojump_clock
     assert "mem://2" not in [address for address, _ in daemons.rpc.sent], "it was not avoided afterwards"
 
 
+@pytest.mark.expects_error_log
 async def test_bytes_that_do_not_match_their_checksum_come_from_another_replica(
     autojump_clock: trio.abc.Clock, caplog: pytest.LogCaptureFixture
 ) -> None:

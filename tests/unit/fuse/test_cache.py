@@ -1,0 +1,91 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuse.cache import BlockCache, ReadWindow
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+def test_a_reader_from_the_start_with_large_requests_is_sequential_at_once() -> None:
+    assert ReadWindow().observe(0, 128 * KIB)
+
+
+def test_a_small_first_read_is_not_sequential_but_the_second_is() -> None:
+    window = ReadWindow()
+    assert not window.observe(0, 4 * KIB)
+    assert window.observe(4 * KIB, 4 * KIB)
+
+
+def test_requests_of_one_reader_may_come_out_of_order() -> None:
+    window = ReadWindow()
+    assert [window.observe(at * MIB, MIB) for at in (0, 2, 1, 3, 5, 4)] == [True] * 6
+    assert window.next_offset == 6 * MIB
+
+
+def test_random_reads_are_not_sequential() -> None:
+    window = ReadWindow()
+    assert not any(window.observe(at * 64 * MIB, 4 * KIB) for at in (3, 1, 7, 2, 9))
+
+
+def test_a_jump_starts_a_new_run() -> None:
+    window = ReadWindow()
+    window.observe(0, MIB)
+    window.observe(MIB, MIB)
+    assert not window.observe(500 * MIB, MIB)
+    assert window.observe(501 * MIB, MIB)
+
+
+def test_the_block_unused_for_longest_goes_first() -> None:
+    cache: BlockCache[str] = BlockCache(30)
+    for index in range(3):
+        assert cache.make_room(10)
+        cache.put(1, index, f"b{index}", 10)
+    assert cache.get(1, 0) == "b0"
+    cache.make_room(10)
+    assert (cache.has(1, 0), cache.has(1, 1), cache.has(1, 2)) == (True, False, True)
+
+
+def test_what_cannot_fit_drops_nothing() -> None:
+    cache: BlockCache[str] = BlockCache(30)
+    cache.put(1, 0, "b", 10)
+    assert not cache.make_room(31)
+    assert cache.has(1, 0)
+
+
+def test_ranges_and_files_are_dropped() -> None:
+    cache: BlockCache[str] = BlockCache(1000)
+    for index in range(20):
+        cache.put(1, index, "x", 10)
+    cache.put(2, 3, "y", 10)
+    cache.drop_range(1, 2, 15)
+    assert [index for index in range(20) if cache.has(1, index)] == [0, 1, 16, 17, 18, 19]
+    cache.drop_inode(1)
+    assert not cache.any_of(1) and cache.has(2, 3) and cache.used == 10
+
+
+def test_only_the_very_block_is_dropped() -> None:
+    cache: BlockCache[list[int]] = BlockCache(100)
+    old, new = [1], [1]
+    cache.put(1, 0, new, 10)
+    cache.drop(1, 0, old)
+    assert cache.get(1, 0) is new
+    cache.drop(1, 0, new)
+    assert cache.used == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from(["put", "drop", "range", "inode"]), st.integers(0, 2), st.integers(0, 9))))
+def test_used_is_the_sum_of_what_is_held(steps: list[tuple[str, int, int]]) -> None:
+    cache: BlockCache[object] = BlockCache(50)
+    held: dict[tuple[int, int], object] = {}
+    for action, inode, index in steps:
+        if action == "put" and not cache.has(inode, index):
+            cache.make_room(7)
+            cache.put(inode, index, held.setdefault((inode, index), object()), 7)
+        elif action == "drop" and (inode, index) in held:
+            cache.drop(inode, index, held[inode, index])
+        elif action == "range":
+            cache.drop_range(inode, index, index + 2)
+        elif action == "inode":
+            cache.drop_inode(inode)
+        held = {key: block for key, block in held.items() if cache.has(*key)}
+        assert cache.used == 7 * len(held) <= 50

@@ -1,0 +1,74 @@
+"""Cookies of a listing, against a directory that changes meanwhile."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuse.directory import FIRST, Listing
+
+
+def fetch(listing: Listing, names: list[bytes], cookie: int, limit: int) -> list[tuple[bytes, int]]:
+    """What FileSystem.readdir does: entries with the cookies behind them."""
+    after, skip = listing.locate(cookie)
+    found = sorted(name for name in names if name > after)[: limit + skip][skip:]
+    listing.listed(cookie, found)
+    return [(name, cookie + i + 1) for i, name in enumerate(found)]
+
+
+def read_all(listing: Listing, names: list[bytes], taken: int, cookie: int = FIRST) -> list[bytes]:
+    """List to the end, the reader taking only some entries of each reply."""
+    result = []
+    while page := fetch(listing, names, cookie, 10)[:taken]:
+        result.extend([name for name, _ in page])
+        cookie = page[-1][1]
+    return result
+
+
+NAMES = [b"%03d" % i for i in range(47)]
+
+
+def test_every_entry_comes_once_however_many_fit_a_reply() -> None:
+    for taken in (1, 3, 10):
+        assert read_all(Listing(1), NAMES, taken) == NAMES
+
+
+def test_rewinding_lists_anew() -> None:
+    listing = Listing(1)
+    assert read_all(listing, NAMES, 4) == NAMES
+    changed = [*NAMES[5:], b"zzz"]
+    assert read_all(listing, changed, 4) == changed
+
+
+def test_a_cookie_finds_its_place_though_entries_before_it_are_gone() -> None:
+    listing = Listing(1)
+    page = fetch(listing, NAMES, FIRST, 10)
+    cookie = page[6][1]
+    assert fetch(listing, NAMES[7:], cookie, 10)[0][0] == NAMES[7]
+
+
+def test_going_back_to_a_cookie_gives_the_entry_behind_it() -> None:
+    listing = Listing(1)
+    cookies = {}
+    cookie = FIRST
+    while page := fetch(listing, NAMES, cookie, 10):
+        cookies.update(page)
+        cookie = page[-1][1]
+    assert fetch(listing, NAMES, cookies[b"020"], 5)[0][0] == b"021"
+    assert fetch(listing, NAMES, cookies[b"003"], 5)[0][0] == b"004"
+
+
+@given(st.sets(st.integers(0, 60)), st.integers(1, 12), st.data())
+def test_entries_that_stay_are_listed_exactly_once(kept: set[int], taken: int, data: st.DataObject) -> None:
+    everything = [b"%03d" % i for i in range(61)]
+    stay = {b"%03d" % i for i in kept}
+    listing = Listing(1)
+    present = list(everything)
+    cookie, seen = FIRST, []
+    while page := fetch(listing, present, cookie, 10)[:taken]:
+        seen.extend([name for name, _ in page])
+        cookie = page[-1][1]
+        gone = data.draw(st.sets(st.sampled_from(everything)))
+        present = [name for name in present if name in stay or name not in gone]
+    assert [name for name in seen if name in stay] == sorted(stay)
+    assert len(seen) == len(set(seen))

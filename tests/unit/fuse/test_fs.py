@@ -1,0 +1,174 @@
+"""A mount's file system without FUSE, against a whole cluster in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from fs3.api.meta import FileKind, RenameFlags
+from fs3.client.file import ROOT_CALLER as ROOT
+from fs3.client.file import FileClient
+from fs3.errors import Code, FS3Error
+from fs3.ids import ROOT_INODE
+from fuse.fs import FileSystem, FsOptions
+from tests.unit.client.live import CHUNK_SIZE, Live
+
+THROUGH = FsOptions(read_ahead=8 * CHUNK_SIZE, read_cache=16 * CHUNK_SIZE, write_behind=0)
+BEHIND = FsOptions(read_ahead=0, read_cache=0, write_behind=4 * CHUNK_SIZE)
+
+
+@pytest.fixture
+async def live(tmp_path: Path) -> AsyncIterator[Live]:
+    async with Live(tmp_path, storages=1, replicas=1).running() as cluster:
+        yield cluster
+
+
+@asynccontextmanager
+async def mount(live: Live, options: FsOptions = THROUGH) -> AsyncIterator[tuple[FileSystem, FileClient]]:
+    async with live.client() as client, trio.open_nursery() as nursery:
+        yield FileSystem(client, nursery, options), client
+        nursery.cancel_scope.cancel()
+
+
+async def make(fs: FileSystem, name: bytes, data: bytes = b"") -> int:
+    """A closed file; its inode."""
+    opened, attr = await fs.create(ROOT, ROOT_INODE, name, 0o644, os.O_WRONLY | os.O_CREAT)
+    if data:
+        await fs.write(opened.handle, 0, data)
+    await fs.flush(opened.handle)
+    await fs.release(opened.handle)
+    return attr.inode
+
+
+async def test_lookups_are_counted_until_forgotten(live: Live) -> None:
+    async with mount(live) as (fs, _):
+        inode = await make(fs, b"f")
+        await fs.lookup(ROOT, ROOT_INODE, b"f")
+        fs.forget(inode, 1)
+        assert len(fs._inodes) == 1
+        fs.forget(inode, 1)
+        assert len(fs._inodes) == 0
+
+
+async def test_a_directory_is_listed_with_its_dots_and_counts(live: Live) -> None:
+    async with mount(live) as (fs, _):
+        made = await fs.mknod(ROOT, ROOT_INODE, b"d", FileKind.DIRECTORY, 0o755)
+        await fs.mknod(ROOT, made.inode, b"x", FileKind.SYMLINK, 0o777, target=b"t")
+        handle = await fs.opendir(ROOT, made.inode)
+        entries = await fs.readdir(handle, 0)
+        assert [(name, cookie) for name, _, cookie in entries] == [(b".", 1), (b"..", 2), (b"x", 3)]
+        assert [attr.inode for _, attr, _ in entries[:2]] == [made.inode, ROOT_INODE]
+        fs.entry_told(handle, b"x", entries[2][1])
+        fs.forget(entries[2][1].inode, 2)
+        assert await fs.readdir(handle, 3) == []
+        await fs.releasedir(handle)
+
+
+async def test_the_page_cache_is_kept_while_nobody_else_writes(live: Live) -> None:
+    async with mount(live) as (fs, _), mount(live) as (other, _):
+        inode = await make(fs, b"f", b"one")
+        first = await fs.open(ROOT, inode, os.O_RDONLY)
+        again = await fs.open(ROOT, inode, os.O_RDWR)
+        assert again.keep_cache
+        await fs.write(again.handle, 0, b"two")
+        await fs.flush(again.handle)
+        assert (await fs.open(ROOT, inode, os.O_RDONLY)).keep_cache, "our own write is in our pages"
+        theirs = await other.open(ROOT, inode, os.O_WRONLY)
+        await other.write(theirs.handle, 0, b"new")
+        await other.flush(theirs.handle)
+        assert not (await fs.open(ROOT, inode, os.O_RDONLY)).keep_cache
+        assert bytes(await fs.read(first.handle, 0, 10)) == b"new"
+
+
+async def test_reading_ahead_never_shows_what_was_overwritten(live: Live) -> None:
+    async with mount(live) as (fs, _):
+        inode = await make(fs, b"f", b"a" * 6 * CHUNK_SIZE)
+        opened = await fs.open(ROOT, inode, os.O_RDWR)
+        for index in range(3):
+            assert bytes(await fs.read(opened.handle, index * CHUNK_SIZE, CHUNK_SIZE)) == b"a" * CHUNK_SIZE
+        await fs.write(opened.handle, 3 * CHUNK_SIZE + 5, b"b")
+        expected = b"a" * 5 + b"b" + b"a" * (CHUNK_SIZE - 6)
+        assert bytes(await fs.read(opened.handle, 3 * CHUNK_SIZE, CHUNK_SIZE)) == expected
+        unaligned = await fs.read(opened.handle, 3 * CHUNK_SIZE - 3, CHUNK_SIZE)
+        assert bytes(unaligned) == (b"aaa" + expected)[:CHUNK_SIZE]
+        await fs.setattr(ROOT, inode, length=10)
+        await fs.setattr(ROOT, inode, length=2 * CHUNK_SIZE)
+        assert bytes(await fs.read(opened.handle, 0, CHUNK_SIZE)) == b"a" * 10 + bytes(CHUNK_SIZE - 10)
+
+
+async def test_unlinked_and_replaced_files_live_until_they_are_closed(live: Live) -> None:
+    async with mount(live) as (fs, client):
+        gone = await make(fs, b"gone", b"gone")
+        reading = await fs.open(ROOT, gone, os.O_RDONLY)
+        await fs.unlink(ROOT, ROOT_INODE, b"gone")
+        old = await make(fs, b"old", b"old")
+        replaced = await fs.open(ROOT, old, os.O_RDONLY)
+        await make(fs, b"new", b"new")
+        await fs.rename(ROOT, ROOT_INODE, b"new", ROOT_INODE, b"old", RenameFlags.NONE)
+        assert bytes(await fs.read(reading.handle, 0, 10)) == b"gone"
+        assert bytes(await fs.read(replaced.handle, 0, 10)) == b"old"
+        await fs.release(reading.handle)
+        await fs.release(replaced.handle)
+        for inode in (gone, old):
+            with pytest.raises(FS3Error) as caught:
+                await client.getattr(inode)
+            assert caught.value.code is Code.STALE_HANDLE
+
+
+async def test_appending_handles_are_past_the_kernels_pages(live: Live) -> None:
+    async with mount(live) as (fs, _):
+        inode = await make(fs, b"log", b"start ")
+        opened = await fs.open(ROOT, inode, os.O_WRONLY | os.O_APPEND)
+        assert opened.direct_io
+        await fs.write(opened.handle, 0, b"end")  # wherever the kernel thinks the end is
+        reading = await fs.open(ROOT, inode, os.O_RDONLY)
+        assert bytes(await fs.read(reading.handle, 0, 100)) == b"start end"
+
+
+async def test_buffered_writes_are_seen_by_readers_and_stat_before_they_are_sent(live: Live) -> None:
+    async with mount(live, BEHIND) as (fs, client):
+        opened, attr = await fs.create(ROOT, ROOT_INODE, b"f", 0o644, os.O_RDWR | os.O_CREAT)
+        await fs.write(opened.handle, 0, b"x" * 100)
+        assert (await client.getattr(attr.inode)).length == 0, "it was not buffered"
+        assert (await fs.getattr(attr.inode)).length == 100
+        assert bytes(await fs.read(opened.handle, 90, 100)) == b"x" * 10
+        await fs.release(opened.handle)
+
+
+async def test_buffered_writes_arrive_whole_in_any_order(live: Live) -> None:
+    async with mount(live, BEHIND) as (fs, client):
+        opened, attr = await fs.create(ROOT, ROOT_INODE, b"f", 0o644, os.O_RDWR | os.O_CREAT)
+        content = bytearray(10 * CHUNK_SIZE)
+        for step in range(60):
+            offset = step * 7919 % (9 * CHUNK_SIZE) if step % 3 else step * 1000
+            piece = bytes([step + 1]) * (step * 1777 % CHUNK_SIZE + 1)
+            await fs.write(opened.handle, offset, piece)
+            content[offset : offset + len(piece)] = piece
+        await fs.fsync(opened.handle)
+        length = (await client.getattr(attr.inode)).length
+        assert bytes(await fs.read(opened.handle, 0, length)) == bytes(content[:length])
+        assert not any(content[length:])
+        await fs.release(opened.handle)
+
+
+async def test_an_error_of_a_buffered_write_is_told_once(live: Live) -> None:
+    async with mount(live, BEHIND) as (fs, client):
+        opened, _ = await fs.create(ROOT, ROOT_INODE, b"f", 0o644, os.O_RDWR | os.O_CREAT)
+        real = client.write
+
+        async def full(*arguments: object) -> int:
+            raise FS3Error(Code.NO_SPACE, "full")
+
+        client.write = full  # type: ignore[method-assign,assignment]
+        await fs.write(opened.handle, 0, b"x" * CHUNK_SIZE)
+        with pytest.raises(FS3Error) as caught:
+            await fs.flush(opened.handle)
+        assert caught.value.code is Code.NO_SPACE
+        client.write = real  # type: ignore[method-assign]
+        await fs.flush(opened.handle)
+        await fs.release(opened.handle)

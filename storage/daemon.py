@@ -92,8 +92,13 @@ def open_targets(disk: Disk, number: int, ids: list[int], reserve_bytes: int, no
         yield LocalTarget(target, number, ChunkEngine(disk, f"target-{target}", space), now)
 
 
-async def run(config: StorageConfig, env: Env, started: Callable[[str], None]) -> None:
-    """Serve until cancelled. Raises CONFIG, FORMAT_VERSION, STALE_INCARNATION (cut off from mgmtd), DISK_FAILED."""
+async def run(
+    config: StorageConfig, env: Env, started: Callable[[str], None], open_folder: Callable[[str], Disk] = LinuxDisk
+) -> None:
+    """Serve until cancelled. open_folder: opens a disk by its name in the configuration.
+
+    Raises CONFIG, FORMAT_VERSION, STALE_INCARNATION (cut off from mgmtd), DISK_FAILED.
+    """
     if not config.mgmtd:
         raise ConfigError("mgmtd: expected at least one address")
     if not config.data:
@@ -104,7 +109,7 @@ async def run(config: StorageConfig, env: Env, started: Callable[[str], None]) -
     targets: list[LocalTarget] = []
     try:
         for number, path in enumerate(config.data):
-            disk: Disk = LinuxDisk(path)
+            disk = open_folder(path)
             disks.append(disk)
             ids = open_disk(disk, number, config.node_id, config.targets_per_disk)
             targets.extend(open_targets(disk, number, ids, config.reserve_bytes, env.monotonic()))

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 from pathlib import Path
 
 import pytest
+from trio.testing import MockClock
 
 from fs3.errors import Code, ConfigError, FS3Error
 from fs3.testing.disk import check_disk
 from storage.disk_linux import LinuxDisk, disk_error
+from tests.sim.disk import Platter
 from tests.unit.storage.memory_disk import MemoryDisk
 
 
@@ -57,3 +60,30 @@ async def test_memory_disk() -> None:
     disk = MemoryDisk()
     disk.close()
     await check_disk(disk.exclusive)
+
+
+async def test_simulated_disk(autojump_clock: MockClock) -> None:
+    await check_disk(Platter(random.Random(1)).open)
+
+
+async def test_power_loss_keeps_what_was_synced(autojump_clock: MockClock) -> None:
+    for seed in range(20):
+        platter = Platter(random.Random(seed))
+        disk = platter.open()
+        file, records = disk.open_file("data"), disk.open_records("records")
+        await file.write(0, [b"a" * 10_000])
+        records.write([(b"k", b"1")])
+        await file.sync()
+        await records.sync()
+        await file.write(0, [b"b" * 10_000])
+        records.write([(b"k", b"2"), (b"l", b"")])
+        disk.unplug()
+        records.write([(b"k", b"3")])
+        platter.lose_power()
+        disk = platter.open()
+        into = memoryview(bytearray(10_000))
+        await disk.open_file("data").read(0, into)
+        for at in (0, 4096, 8192):
+            assert set(into[at : at + 4096]) in ({ord("a")}, {ord("b")})
+        assert list(disk.open_records("records").load()) in ([(b"k", b"1")], [(b"k", b"2"), (b"l", b"")])
+        disk.close()

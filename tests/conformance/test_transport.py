@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import trio
+from trio.testing import MockClock
 
 from fs3.testing.transport import CHECKS, Check, Subject
 from fs3.transport.memory import MemoryTransport
 from fs3.transport.tcp import TcpTransport, split_address
+from tests.sim.net import Network
 
 
 async def send_raw(address: str, data: bytes) -> None:
@@ -31,3 +35,12 @@ def memory() -> Subject:
 @pytest.mark.parametrize("make", [tcp, memory], ids=["tcp", "memory"])
 async def test_transport(make: object, check: Check) -> None:
     await check(make())  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_simulated_transport(autojump_clock: MockClock, check: Check) -> None:
+    network = Network(random.Random(1))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(network.run)
+        await check(Subject(network.host("peer"), "sim://peer:0"))
+        nursery.cancel_scope.cancel()

@@ -87,16 +87,33 @@ class MetaService:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Wait until the cluster is formatted, make the root if it is not there, then collect, until cancelled.
 
-        Started at once: until then every request is refused with NO_ROUTING, and its client tries again.
+        Started once it serves, or has found that it must wait: then every request is refused with NO_ROUTING, and its
+        client tries again.
         """
+        ready = await self.prepare()
         task_status.started()
-        await self.prepare()
+        while not ready:
+            await trio.sleep(FORMAT_POLL_MS / 1000)
+            ready = await self.prepare()
         await self.collector.run()
 
-    async def prepare(self) -> None:
-        """Wait until the cluster is formatted, and see to it that there is a root."""
-        await self._until_formatted()
-        self._formatted = True
+    async def prepare(self) -> bool:
+        """See to it that there is a root, if the cluster is formatted. Returns whether requests are served now."""
+        ctx = self.ctx
+        try:
+            config = await self._mgmtd.call(CLUSTER_CONFIG, Empty())
+            if not config.version:
+                return False
+            table = ctx.routing().tables.get(config.table)
+            layout = FileLayout(config.table, table.version if table else 1, config.chunk_size, config.stripe, 0)
+            if await transact(ctx.engine, lambda txn: create.make_root(ctx, txn, layout), env=ctx.env, idempotent=True):
+                logger.info("made the root directory; files are cut into chunks of %d bytes", config.chunk_size)
+            self._formatted = True
+        except FS3Error as error:
+            if not error.retryable and error.code is not Code.DEADLINE_EXCEEDED:
+                raise
+            logger.warning("cannot learn yet whether the cluster is formatted: %s", error)
+        return self._formatted
 
     # Requests
 
@@ -186,24 +203,3 @@ class MetaService:
     async def _clients(self) -> dict[int, bool]:
         reply = await self._mgmtd.call(LIST_CLIENTS, Empty(), timeout_ms=CLIENTS_TIMEOUT_MS)
         return {each.client: each.alive for each in reply.clients}
-
-    async def _until_formatted(self) -> None:
-        ctx = self.ctx
-        while True:
-            try:
-                config = await self._mgmtd.call(CLUSTER_CONFIG, Empty())
-                if config.version:
-                    table = ctx.routing().tables.get(config.table)
-                    layout = FileLayout(config.table, table.version if table else 1, config.chunk_size, config.stripe, 0)
-
-                    async def make(txn: Txn, layout: FileLayout = layout) -> bool:
-                        return await create.make_root(ctx, txn, layout, *self._root_owner)
-
-                    if await transact(ctx.engine, make, env=ctx.env, idempotent=True):
-                        logger.info("made the root directory, files are cut into chunks of %d bytes", config.chunk_size)
-                    return
-            except FS3Error as error:
-                if not error.retryable and error.code is not Code.DEADLINE_EXCEEDED:
-                    raise
-                logger.warning("cannot learn yet whether the cluster is formatted: %s", error)
-            await trio.sleep(FORMAT_POLL_MS / 1000)

@@ -48,10 +48,12 @@ class FakeChunks:
         self.fail: FS3Error | None = None
         self.gate: trio.Event | None = None
         """Calls wait for it."""
+        self.step: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
+        """Awaited before each call and after each chunk that it changed."""
 
     async def _begin(self, name: str) -> None:
         self.calls.append(name)
-        await trio.lowlevel.checkpoint()
+        await self.step()
         if self.gate is not None:
             await self.gate.wait()
         if self.fail is not None:
@@ -62,7 +64,7 @@ class FakeChunks:
         for number, index in list(self.chunks):
             if number == inode and (bound < 0 or index * layout.chunk_size < bound):
                 del self.chunks[number, index]
-                await trio.lowlevel.checkpoint()
+                await self.step()
 
     async def truncate(self, inode: int, layout: FileLayout, length: int, bound: int, *, deadline: float) -> None:
         await self._begin("truncate")
@@ -74,7 +76,7 @@ class FakeChunks:
                 del self.chunks[number, index]
             else:
                 del data[length - start :]
-            await trio.lowlevel.checkpoint()
+            await self.step()
 
     async def file_length(self, inode: int, layout: FileLayout, *, deadline: float) -> int:
         await self._begin("file_length")
@@ -85,11 +87,13 @@ class FakeChunks:
         """What a client does: the storage service takes any bytes."""
         assert attr.layout is not None
         size = attr.layout.chunk_size
-        for position, byte in enumerate(data, offset):
-            chunk = self.chunks.setdefault((attr.inode, position // size), bytearray())
-            at = position % size
-            chunk.extend(bytes(max(0, at + 1 - len(chunk))))
-            chunk[at] = byte
+        while data:
+            index, at = divmod(offset, size)
+            part, data = data[: size - at], data[size - at :]
+            chunk = self.chunks.setdefault((attr.inode, index), bytearray())
+            chunk.extend(bytes(max(0, at - len(chunk))))
+            chunk[at : at + len(part)] = part
+            offset += len(part)
 
     def read(self, attr: Attr) -> bytes:
         """The whole file as a client that knows these attributes reads it."""
@@ -149,12 +153,12 @@ class World:
         self.service = MetaService(env, engine, cluster.mgmtd(), chunks, nursery, times)
         self.server = RpcServer(env)
         self.service.bind(self.server)
-        self._sequences = count(1)
+        self._channels = count(1)
         self._tags = env.client_id()
         self.caller = ROOT
 
     def tag(self) -> RequestTag:
-        return RequestTag(self._tags, 1, next(self._sequences))
+        return RequestTag(self._tags, next(self._channels), 1)
 
     async def call(self, method: Method[Req, Rep], request: Req) -> Rep:
         handler: Callable[[Any, Any], Awaitable[Any]] = self.server.handlers[method.id][1]
@@ -280,7 +284,7 @@ async def world(
         if collecting:
             await nursery.start(made.service.run)
         else:
-            await made.service.prepare()
+            assert await made.service.prepare()
         yield made
         nursery.cancel_scope.cancel()
 

@@ -110,16 +110,8 @@ async def bench(folder: Path, replicas: int, chunks: int, port: int) -> None:
     address = f"tcp://127.0.0.1:{port}"
     processes = [start(folder, "mgmtd.daemon", f"--listen={address}", f"--data={folder}/mgmtd")]
     for node in range(replicas):
-        processes.append(
-            start(
-                folder,
-                "storage.daemon",
-                f"--node-id={node + 10}",
-                f"--mgmtd={address}",
-                f"--data={folder}/storage{node}",
-                "--targets-per-disk=2",
-            )
-        )
+        flags = [f"--node-id={node + 10}", f"--mgmtd={address}", f"--data={folder}/storage{node}", "--targets-per-disk=2"]
+        processes += [start(folder, "storage.daemon", *flags)]
     try:
         async with trio.open_nursery() as nursery:
             env = Env(Transports())

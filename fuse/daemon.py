@@ -138,9 +138,13 @@ async def _answer(
             await _end(mountpoint, fs)
             nursery.cancel_scope.cancel()
 
+        async def tell_when_ready() -> None:
+            await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)  # the kernel asks us
+            await trio.to_thread.run_sync(_raise_read_ahead, mountpoint, config.kernel_read_ahead)
+            started(mountpoint)
+
         nursery.start_soon(end_when_told)
-        _raise_read_ahead(mountpoint, config.kernel_read_ahead)
-        started(mountpoint)
+        nursery.start_soon(tell_when_ready)
         await ops.answer()
         if not stop.is_set():
             logger.info("%s was unmounted", mountpoint)
@@ -194,7 +198,8 @@ def _user_allow_other() -> bool:
 
 
 def _raise_read_ahead(mountpoint: str, size: int) -> None:
-    """Let the kernel read ahead farther than FUSE's usual 128 KiB, where this user may set it."""
+    """Let the kernel read ahead farther than FUSE's usual 128 KiB, where this user may set it. The first reply to the kernel
+    resets it, so this comes after that."""
     device = _device(mountpoint)
     path = Path(f"/sys/class/bdi/{device}/read_ahead_kb")
     try:

@@ -15,7 +15,7 @@ import pytest
 from fs3.cli.mounts import mounts, unmount
 from tests.process import harness
 
-TEST_LIMIT_S = 180.0
+TEST_LIMIT_S = float(os.environ.get("FS3_TEST_LIMIT_S", "180"))
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from ..daemon import DIE_WITH_PARENT, EXIT_CONFIG
+from ..daemon import DIE_WITH_PARENT, EXIT_CONFIG, EXIT_OK
 from ..errors import Code, FS3Error
 from .folder import Daemon
 
@@ -100,11 +100,12 @@ def describe_exit(code: int) -> str:
 
 @dataclass(slots=True)
 class Supervised:
-    """A daemon and its present process."""
+    """A daemon and its present process. may_end: others than we may stop it for good (a mount, by unmounting it)."""
 
     daemon: Daemon
     arguments: tuple[str, ...] = ()
     before_start: Callable[[], None] | None = None
+    may_end: bool = False
     process: subprocess.Popen[bytes] | None = None
     restarts: int = 0
     started_at: float = 0.0
@@ -129,10 +130,15 @@ class Supervisor:
         """Until then a daemon that dies is an error of the start; afterwards it is started again."""
 
     def start(
-        self, daemon: Daemon, arguments: Sequence[str] = (), before_start: Callable[[], None] | None = None
+        self,
+        daemon: Daemon,
+        arguments: Sequence[str] = (),
+        *,
+        before_start: Callable[[], None] | None = None,
+        may_end: bool = False,
     ) -> Supervised:
         """Start a daemon and look after it."""
-        entry = Supervised(daemon, tuple(arguments), before_start)
+        entry = Supervised(daemon, tuple(arguments), before_start, may_end)
         self.entries.append(entry)
         self._start_process(entry)
         self._nursery.start_soon(self._look_after, entry)
@@ -192,6 +198,9 @@ class Supervisor:
         if entry.stopping.is_set():
             return False
         words = f"{entry.daemon.name} (pid {entry.pid}) {describe_exit(code)}"
+        if self.settled and code == EXIT_OK and entry.may_end:
+            self._say(f"{words}, as somebody wished; it is not started again")
+            return False
         if self.settled and code != EXIT_CONFIG:
             self._say(f"{words}, is started again (log: {entry.daemon.log})")
             return True

@@ -179,7 +179,10 @@ class _Session:
 
     async def _mount(self, path: Path) -> None:
         self.supervisor.start(
-            self._plan.folder.mount_daemon(), ["--mount", str(path)], before_start=lambda: prepare_mount_point(path)
+            self._plan.folder.mount_daemon(),
+            ["--mount", str(path)],
+            before_start=lambda: prepare_mount_point(path),
+            may_end=True,
         )
 
         async def mounted() -> bool:

@@ -86,6 +86,22 @@ async def test_what_cannot_work_is_not_started_again(playground: Playground) -> 
     assert "it is not started again" in playground.said[0]
 
 
+async def test_a_mount_that_somebody_unmounts_stays_away_but_a_daemon_that_ends_comes_back(playground: Playground) -> None:
+    async with trio.open_nursery() as nursery:
+        watch = Supervisor(nursery, playground.said.append, playground.changed)
+        watch.settled = True
+        ends = playground.daemon("print('up', flush=True)")
+        mount = watch.start(ends, may_end=True)
+        with trio.fail_after(10):
+            await mount.gone.wait()
+        assert mount.restarts == 0 and mount.failed is None
+        assert "as somebody wished" in playground.said[0]
+        other = watch.start(ends)
+        await playground.until_up(other, 3)
+        assert other.restarts >= 1
+        await watch.stop([other], 10)
+
+
 async def test_who_does_not_stop_is_killed(playground: Playground) -> None:
     async with trio.open_nursery() as nursery:
         watch = Supervisor(nursery, playground.said.append, playground.changed)

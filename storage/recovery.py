@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
 
 import trio
 
@@ -11,7 +10,6 @@ from fs3.api.storage import (
     DUMP,
     SYNC_DONE,
     WRITE,
-    ChunkMeta,
     DumpRequest,
     SyncDoneRequest,
     Update,
@@ -120,10 +118,15 @@ class _Resync:
             self._target.locks.release(chunk)
         started = self._node.env.monotonic()
         async with trio.open_nursery() as nursery:
-            async for chunk, step in self._steps():
-                borrower = object()
-                await self._free.acquire_on_behalf_of(borrower)
-                nursery.start_soon(self._one, chunk, step, borrower)
+            after: ChunkId | None = None
+            while True:
+                steps, after = await self._page(after)
+                for chunk, _ in steps:
+                    borrower = object()
+                    await self._free.acquire_on_behalf_of(borrower)
+                    nursery.start_soon(self._one, chunk, borrower)
+                if after is None:
+                    break
         done = SyncDoneRequest(self._role.chain, self._role.chain_version, self._successor.target)
         await self._node.rpc.call(self._successor.address, SYNC_DONE, done, deadline=self._deadline())
         logger.info(
@@ -138,40 +141,30 @@ class _Resync:
     def _deadline(self) -> float:
         return self._node.env.monotonic() + CALL_TIMEOUT_S
 
-    async def _steps(self) -> AsyncIterator[tuple[ChunkId, Step]]:
-        """What differs, page by page."""
+    async def _page(self, after: ChunkId | None) -> tuple[list[tuple[ChunkId, Step]], ChunkId | None]:
+        """What differs among the next chunks behind `after`, and the last of them; None when there are no more."""
         role, successor = self._role, self._successor
-        after: ChunkId | None = None
-        more = True
-        while more:
-            request = DumpRequest(role.chain, role.chain_version, successor.target, after, _PAGE)
-            reply = await self._node.rpc.call(successor.address, DUMP, request, deadline=self._deadline())
-            remote, more = reply.chunks, reply.more
-            until = remote[-1].chunk if more else None
-            local: list[ChunkMeta] = []
-            at = after
-            more_local = True
-            while more_local:
-                page, more_local = self._target.engine.dump(at, until, _PAGE)
-                local.extend(page)
-                at = page[-1].chunk if page else at
-                await trio.lowlevel.checkpoint()
-                if until is None and more_local:
-                    # The rest of the local chunks is more than one page, and the successor has none of them.
-                    for item in plan(local, [meta for meta in remote if meta.chunk <= local[-1].chunk]):
-                        yield item
-                    remote = tuple([meta for meta in remote if meta.chunk > local[-1].chunk])
-                    local = []
-            for item in plan(local, remote):
-                yield item
-            after = until
+        request = DumpRequest(role.chain, role.chain_version, successor.target, after, _PAGE)
+        reply = await self._node.rpc.call(successor.address, DUMP, request, deadline=self._deadline())
+        remote = reply.chunks
+        local, more = self._target.engine.dump(after, None, _PAGE)
+        ends = []
+        if reply.more:
+            ends.append(remote[-1].chunk)
+        if more:
+            ends.append(local[-1].chunk)
+        if not ends:
+            return list(plan(local, remote)), None
+        end = min(ends)
+        steps = plan([meta for meta in local if meta.chunk <= end], [meta for meta in remote if meta.chunk <= end])
+        return list(steps), end
 
-    async def _one(self, chunk: ChunkId, step: Step, borrower: object) -> None:
+    async def _one(self, chunk: ChunkId, borrower: object) -> None:
         target = self._target
         try:
             await target.locks.acquire(chunk)
             try:
-                await self._settle(chunk, step)
+                await self._settle(chunk)
             finally:
                 target.locks.release(chunk)
         except FS3Error as error:
@@ -181,7 +174,7 @@ class _Resync:
         finally:
             self._free.release_on_behalf_of(borrower)
 
-    async def _settle(self, chunk: ChunkId, step: Step) -> None:
+    async def _settle(self, chunk: ChunkId) -> None:
         """Make one chunk at the successor what it is here. Its lock is held, so it stays so."""
         target, node = self._target, self._node
         state = target.engine.get(chunk)

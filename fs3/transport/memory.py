@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 import trio
 
@@ -128,6 +129,10 @@ class MemoryListener(Listener):
     async def aclose(self) -> None:
         self._transport.forget(self)
         self._accepted.close()
+        # As the kernel does with connections that nobody accepted.
+        with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+            while True:
+                await self._arrivals.receive_nowait().aclose()
         self._arrivals.close()
 
 

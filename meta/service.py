@@ -77,6 +77,7 @@ class MetaService:
         self._changes(server, api.REMOVE, unlink.remove)
         self._changes(server, api.RENAME, rename.rename)
         self._changes(server, api.SETXATTR, xattr.setxattr)
+        self._changes(server, api.RELEASE, session.release)
         server.handle(api.SETATTR, self._guarded(self.setattr))
         server.handle(api.CREATE, self._guarded(self.create))
         server.handle(api.OPEN, self._guarded(self.open))

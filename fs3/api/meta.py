@@ -374,6 +374,28 @@ class AppendReply:
     attr: Attr
 
 
+@dataclass(frozen=True, slots=True)
+class SessionRef:
+    """A session of the client that sends it."""
+
+    inode: int
+    session: int
+
+
+RELEASES_MAX = 64
+"""Sessions in one ReleaseRequest."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRequest:
+    """Ends sessions through which nothing was written, or all that was written is reported. Those that are gone already,
+    with their inode or without it, count as ended."""
+
+    tag: RequestTag
+    client: int
+    sessions: tuple[SessionRef, ...]
+
+
 LOOKUP = Method(200, "meta.lookup", LookupRequest, AttrReply)
 GETATTR = Method(201, "meta.getattr", GetattrRequest, AttrReply)
 SETATTR = Method(202, "meta.setattr", SetattrRequest, AttrReply)
@@ -393,3 +415,4 @@ SETXATTR = Method(215, "meta.setxattr", SetxattrRequest, Empty)
 GETXATTR = Method(216, "meta.getxattr", GetxattrRequest, GetxattrReply)
 LISTXATTR = Method(217, "meta.listxattr", ListxattrRequest, ListxattrReply)
 APPEND = Method(218, "meta.append", AppendRequest, AppendReply)
+RELEASE = Method(219, "meta.release", ReleaseRequest, Empty)

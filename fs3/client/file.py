@@ -27,6 +27,8 @@ from ..api.meta import (
     OPEN,
     READDIR,
     READLINK,
+    RELEASE,
+    RELEASES_MAX,
     REMOVE,
     RENAME,
     REPORT,
@@ -51,12 +53,14 @@ from ..api.meta import (
     ReaddirReply,
     ReaddirRequest,
     ReadlinkRequest,
+    ReleaseRequest,
     RemoveReply,
     RemoveRequest,
     RenameFlags,
     RenameReply,
     RenameRequest,
     ReportRequest,
+    SessionRef,
     SetattrRequest,
     SetxattrRequest,
     XattrMode,
@@ -64,7 +68,7 @@ from ..api.meta import (
 from ..checksum import Buffer
 from ..env import Env
 from ..errors import Code, FS3Error
-from ..ids import ChunkId
+from ..ids import ChunkId, RequestTag
 from ..layout import FILE_LENGTH_MAX, FileLayout, file_chains, split
 from ..routing import RoutingInfo
 from .inode import OpenInode
@@ -79,10 +83,13 @@ SYNC_S = 120.0
 SYNC_CHUNKS_MAX = 256
 """Chunks named in one sync request."""
 REPORT_INTERVAL_S = 1.0
+RELEASE_DELAY_S = 0.02
+"""How long an ended session may wait for others, to be told to meta together."""
 PIECES_IN_FLIGHT_MAX = 8
 """Chunks of one large write that are sent at once."""
 
 ROOT_CALLER = Caller(0, 0, (0,))
+_NO_TAG = RequestTag(0, 0, 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -120,6 +127,8 @@ class FileClient:
         self._storage = storage
         self._mgmtd = mgmtd
         self._inodes: dict[int, OpenInode] = {}  # those with open handles
+        self._released: list[SessionRef] = []  # ended here, not told to meta yet
+        self._release_now = trio.Event()
 
     # Names
 
@@ -148,7 +157,7 @@ class FileClient:
             REMOVE, lambda tag: RemoveRequest(tag, caller, parent, name, directory, self.node, session)
         )
         if session and reply.attr is not None:
-            await self._keep(reply.attr, session)
+            self._keep(reply.attr, session)
         return reply
 
     async def rename(
@@ -173,7 +182,7 @@ class FileClient:
             if inode is not None and not inode.hold:
                 inode.hold = session
             else:
-                await self._end_session(reply.replaced, session)
+                self._release(reply.replaced, session)
         return reply
 
     async def readdir(self, caller: Caller, inode: int, after: bytes, limit: int) -> ReaddirReply:
@@ -212,6 +221,8 @@ class FileClient:
         state = self._inodes.get(inode)
         if state is not None and state.dirty and (length is not None or mtime_ns is not None or mtime_now):
             await self._report(state)  # a report after this would set another mtime, or an older length
+        if length is not None:
+            await self._tell_release_of(inode)
         reply = await self._meta.change(
             SETATTR,
             lambda tag: SetattrRequest(
@@ -277,9 +288,15 @@ class FileClient:
         state = self._inodes.get(inode)
         if state is not None and state.dirty and state.sessions:
             await self._report(state)  # else the reply would be older than what this client wrote
-        reply = await self._meta.change(
-            OPEN, lambda tag: OpenRequest(tag, caller, self.node, inode, access, truncate, session)
-        )
+        if truncate:
+            await self._tell_release_of(inode)
+        if session or truncate:
+            reply = await self._meta.change(
+                OPEN, lambda tag: OpenRequest(tag, caller, self.node, inode, access, truncate, session)
+            )
+        else:
+            request = OpenRequest(_NO_TAG, caller, self.node, inode, access, False, 0)  # it changes nothing
+            reply = await self._meta.call(OPEN, request)
         return await self._opened(reply.attr, access, append, session, truncate, False)
 
     async def _opened(
@@ -294,8 +311,7 @@ class FileClient:
                 chains = await self._chains(layout)
             except BaseException:
                 if session:
-                    with trio.CancelScope(shield=True):
-                        await self._end_session(attr.inode, session)
+                    self._release(attr.inode, session)
                 raise
         state = self._inodes.get(attr.inode)
         if state is None:
@@ -316,8 +332,11 @@ class FileClient:
         handle.closed = True
         state = handle.inode
         try:
-            if handle.session:
+            if handle.session and state.dirty:
                 await self._close_session(state, handle.session)
+            elif handle.session:
+                state.sessions.remove(handle.session)
+                self._release(state.id, handle.session)
         finally:
             state.handles -= 1
             hold = state.hold
@@ -326,7 +345,7 @@ class FileClient:
                     del self._inodes[state.id]
                 if hold:
                     state.hold = 0
-                    await self._end_session(state.id, hold)
+                    self._release(state.id, hold)
 
     async def flush(self, handle: FileHandle) -> None:
         """Settle the length, as close(2) promises, without ending the handle. Free when nothing was written."""
@@ -540,21 +559,42 @@ class FileClient:
         finally:
             state.sessions.remove(session)
 
-    async def _end_session(self, inode: int, session: int) -> None:
-        """End a session through which nothing was written."""
-        try:
-            await self._meta.change(CLOSE, lambda tag: CloseRequest(tag, self.node, inode, session, -1, 0, wrote=False))
-        except FS3Error as error:
-            if error.code not in (Code.STALE_HANDLE, Code.NOT_FOUND):
-                raise
+    def _release(self, inode: int, session: int) -> None:
+        """End a session that has nothing more to tell; meta hears of it with the next ones, in a moment."""
+        self._released.append(SessionRef(inode, session))
+        self._release_now.set()
 
-    async def _keep(self, attr: Attr, session: int) -> None:
+    async def run_releases(self) -> None:
+        """Tell meta of ended sessions, until cancelled."""
+        while True:
+            await self._release_now.wait()
+            if len(self._released) < RELEASES_MAX:
+                await trio.sleep(RELEASE_DELAY_S)
+            self._release_now = trio.Event()
+            await self.tell_releases()
+
+    async def tell_releases(self) -> None:
+        """Tell meta now of the sessions that ended here and that nobody is telling it of."""
+        while self._released:
+            batch = tuple(self._released[:RELEASES_MAX])
+            del self._released[: len(batch)]
+            try:
+                await self._meta.change(RELEASE, lambda tag, batch=batch: ReleaseRequest(tag, self.node, batch))  # type: ignore[misc]
+            except FS3Error as error:
+                logger.warning("%d sessions stay open at meta until this client ends: %s", len(batch), error)
+
+    async def _tell_release_of(self, inode: int) -> None:
+        """To cut a file that nobody has open for writing costs meta much less."""
+        if any(ended.inode == inode for ended in self._released):
+            await self.tell_releases()
+
+    def _keep(self, attr: Attr, session: int) -> None:
         """A hold was asked for at the removal of a name of this inode: keep it while it serves, else end it."""
         if attr.nlink > 0:
             return  # meta made none
         state = self._inodes.get(attr.inode)
         if state is None or state.hold:
-            await self._end_session(attr.inode, session)
+            self._release(attr.inode, session)
         else:
             state.hold = session
             state.learn(attr)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fs3.api.common import Empty
 from fs3.api.meta import (
+    RELEASES_MAX,
     Access,
     AppendReply,
     AppendRequest,
@@ -11,6 +13,7 @@ from fs3.api.meta import (
     CloseRequest,
     OpenReply,
     OpenRequest,
+    ReleaseRequest,
     ReportRequest,
 )
 from fs3.errors import Code, FS3Error
@@ -106,6 +109,17 @@ async def close(ctx: Context, txn: Txn, request: CloseRequest) -> AttrReply:
     elif changed:
         txn.set(inode_key(inode.id), inode.pack())
     return AttrReply(inode.attr())
+
+
+async def release(ctx: Context, txn: Txn, request: ReleaseRequest) -> Empty:
+    if len(request.sessions) > RELEASES_MAX:
+        raise FS3Error(Code.INVALID, f"{len(request.sessions)} sessions in one request")
+    for ended in request.sessions:
+        txn.clear(session_key(ended.inode, request.client, ended.session))
+        inode = await resolve.load(txn, ended.inode)
+        if inode is not None and inode.nlink == 0 and not await has_session(txn, inode.id):
+            discard(ctx, txn, inode)
+    return Empty()
 
 
 async def report(ctx: Context, txn: Txn, request: ReportRequest) -> AttrReply:

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import trio
 
-from fs3.api.meta import Access, Caller, FileKind
+from fs3.api.meta import RELEASE, Access, Caller, FileKind, ReleaseRequest, SessionRef
 from fs3.errors import Code
 from fs3.kv.memory import MemoryEngine
 from fs3.layout import FILE_LENGTH_MAX
-from tests.unit.meta.world import ALICE, BOB, CAROL, CHUNK, ROOT, R, refused, world
+from tests.unit.meta.world import ALICE, BOB, CAROL, CHUNK, CLIENT, ROOT, R, refused, world
 
 
 @pytest.mark.parametrize(
@@ -171,3 +171,22 @@ async def test_o_trunc_of_a_file_with_content() -> None:
         assert again.data_version > attr.data_version and again.mtime_ns > attr.mtime_ns
         assert w.chunks.count(attr.inode) == 0
         assert again == await w.getattr(attr.inode)
+
+
+async def test_released_sessions_end_and_let_removed_files_go() -> None:
+    async with world() as w:
+        kept = await w.file(R, b"kept")
+        gone = (await w.create(R, b"gone", session=1)).attr
+        await w.open(kept.inode, Access.WRITE, session=2)
+        await w.unlink(R, b"gone")
+        assert (await w.getattr(gone.inode)).nlink == 0
+        refs = (SessionRef(gone.inode, 1), SessionRef(kept.inode, 2), SessionRef(kept.inode, 77), SessionRef(4711, 1))
+        request = ReleaseRequest(w.tag(), CLIENT, refs)
+        for _ in range(2):  # a repetition is answered, not done again
+            await w.call(RELEASE, request)
+        assert await w.keys(b"SESS") == []
+        async with refused(Code.STALE_HANDLE):
+            await w.getattr(gone.inode)
+        assert (await w.getattr(kept.inode)).nlink == 1
+        async with refused(Code.INVALID):
+            await w.call(RELEASE, ReleaseRequest(w.tag(), CLIENT, refs * 20))

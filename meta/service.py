@@ -107,7 +107,11 @@ class MetaService:
                 return False
             table = ctx.routing().tables.get(config.table)
             layout = FileLayout(config.table, table.version if table else 1, config.chunk_size, config.stripe, 0)
-            if await transact(ctx.engine, lambda txn: create.make_root(ctx, txn, layout), env=ctx.env, idempotent=True):
+
+            async def make_root(txn: Txn) -> bool:
+                return await create.make_root(ctx, txn, layout, *self._root_owner)
+
+            if await transact(ctx.engine, make_root, env=ctx.env, idempotent=True):
                 logger.info("made the root directory; files are cut into chunks of %d bytes", config.chunk_size)
             self._formatted = True
         except FS3Error as error:

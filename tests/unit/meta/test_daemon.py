@@ -52,7 +52,7 @@ async def _start(nursery: trio.Nursery, run: object, *args: object) -> trio.Canc
 async def test_it_waits_for_the_format_then_serves_and_survives_a_restart(tmp_path: Path, autojump_clock: object) -> None:
     env = Env(MemoryTransport(), random.Random(3))
     engine = EmbeddedEngine.open(tmp_path / "store")
-    config = MetaConfig(listen=META, mgmtd=(MGMTD,))
+    config = MetaConfig(listen=META, mgmtd=(MGMTD,), root_uid=7, root_gid=8)
     async with trio.open_nursery() as nursery:
         await _start(nursery, run_mgmtd, MgmtdConfig(listen=MGMTD), env, MemoryEngine())
         scope = await _start(nursery, run_meta, config, env, engine)
@@ -72,7 +72,8 @@ async def test_it_waits_for_the_format_then_serves_and_survives_a_restart(tmp_pa
             assert error.code is Code.NO_ROUTING and error.retryable
         await _format(mgmtd)
         await trio.sleep(1)
-        assert (await getattr(R)).attr.nlink == 2
+        root = (await getattr(R)).attr
+        assert (root.nlink, root.uid, root.gid, root.mode) == (2, 7, 8, 0o755)
         request = api.MknodRequest(RequestTag(1, 1, 1), ROOT, R, b"d", api.FileKind.DIRECTORY, 0o700)
         made = (await rpc.call(META, api.MKNOD, request, deadline=env.monotonic() + 5)).attr
         assert (await getattr(made.inode)).attr == made

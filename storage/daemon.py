@@ -158,6 +158,7 @@ async def serve(
                 )
 
             lease = Lease(env, mgmtd, registration, service.reports)
+            service.node.may_serve = lease.holds
             nursery.start_soon(mgmtd.run)
             reply: RegisterReply = await nursery.start(lease.run)
             registered = True

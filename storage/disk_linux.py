@@ -27,8 +27,8 @@ from fs3.errors import Code, ConfigError, FS3Error
 from .disk import Disk, DiskFile, Records, Space
 
 INLINE_BYTES_MAX = 1024 * 1024
-STALL_MS = 4.0
-THREADS_AFTER_STALL_MS = 200.0
+STALL_MS = 20.0
+THREADS_AFTER_STALL_MS = 500.0
 _IOV_MAX = 1024
 _MEMTABLE_SIZE = 16 * 1024 * 1024
 _KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02

@@ -64,6 +64,8 @@ async def forward(node: StorageNode, target: LocalTarget, items: list[Forward], 
                 todo = await _attempt(node, target, role, successor, todo, deadline)
                 last = "it refused for now"
             except FS3Error as error:
+                if error.code is Code.DISK_FAILED:
+                    raise  # our own: what the peer meets stands in its results
                 last = str(error)
             if not todo:
                 return

@@ -163,7 +163,9 @@ class StorageNode:
         self.targets = {target.id: target for target in targets}
         self.map = TargetMap(-1, {})
         self.tags = TagSource(env.client_id())
+        self.resync_rate_bytes = 0  # a second at most, that each target sends to fill its successor; 0: no limit
         self.on_change: Callable[[], None] = lambda: None  # a target's state changed: mgmtd should know
+        self.may_serve: Callable[[], bool] = lambda: True  # whether our lease holds; asked before each request is served
 
     def take_routing(self, routing: RoutingInfo) -> None:
         """Follow new routing, all at once."""
@@ -176,8 +178,10 @@ class StorageNode:
             self.on_change()
 
     def target(self, role: Role) -> LocalTarget:
-        """The target of a role. Raises DISK_FAILED once its disk failed."""
+        """The target of a role. Raises DISK_FAILED once its disk failed, NOT_SERVING when this process slept too long."""
         target = self.targets[role.target]
+        if not self.may_serve():
+            raise FS3Error(Code.NOT_SERVING, "this node's lease is not renewed")
         if target.failed:
             raise FS3Error(Code.DISK_FAILED, f"target {target.id}: {target.failed}")
         return target

@@ -61,11 +61,8 @@ async def roll_forward_orphans(node: StorageNode, target: LocalTarget) -> None:
                 target.locks.release(chunk)
 
 
-async def fill_successors(node: StorageNode, target: LocalTarget, rate_bytes: int) -> None:
-    """Whenever this target serves and its successor is being filled: do that. Runs until cancelled.
-
-    rate_bytes: at most so many bytes a second; 0 for no limit.
-    """
+async def fill_successors(node: StorageNode, target: LocalTarget) -> None:
+    """Whenever this target serves and its successor is being filled: do that. Runs until cancelled."""
     while True:
         role, changed = target.role, target.changed
         successor = role.successor if role is not None else None
@@ -73,7 +70,7 @@ async def fill_successors(node: StorageNode, target: LocalTarget, rate_bytes: in
             await changed.wait()
             continue
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_Resync(node, target, role, successor, rate_bytes).run)
+            nursery.start_soon(_Resync(node, target, role, successor).run)
             await changed.wait()
             nursery.cancel_scope.cancel()
 
@@ -81,13 +78,12 @@ async def fill_successors(node: StorageNode, target: LocalTarget, rate_bytes: in
 class _Resync:
     """Brings the successor up to date, at one chain version. Updates go on meanwhile, as whole chunks (forward.py)."""
 
-    def __init__(self, node: StorageNode, target: LocalTarget, role: Role, successor: Successor, rate_bytes: int) -> None:
+    def __init__(self, node: StorageNode, target: LocalTarget, role: Role, successor: Successor) -> None:
         assert role.state is PublicState.SERVING
         self._node = node
         self._target = target
         self._role = role
         self._successor = successor
-        self._rate_bytes = rate_bytes
         self._next_at = 0.0
         self._free = trio.CapacityLimiter(TRANSFERS_AT_ONCE)
         self._chunks = 0
@@ -225,11 +221,12 @@ class _Resync:
         node.env.metrics.count("storage.resynced_bytes", length)
 
     async def _throttle(self, length: int) -> None:
-        if not self._rate_bytes:
+        rate = self._node.resync_rate_bytes
+        if not rate:
             return
         now = self._node.env.monotonic()
         begin = max(now, self._next_at)
-        self._next_at = begin + length / self._rate_bytes
+        self._next_at = begin + length / rate
         if begin > now:
             await trio.sleep(begin - now)
 

@@ -58,7 +58,7 @@ class StorageService:
     """Serves the targets of one daemon.
 
     spaces: gives the space of each disk, by the targets' disk numbers; for reports. poke: called when mgmtd should get a
-    heartbeat at once. resync_rate_bytes: see fill_successors.
+    heartbeat at once. resync_rate_bytes: see StorageNode.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class StorageService:
         self._env = env
         self._spaces = spaces
         self._reserve_bytes = reserve_bytes
-        self._resync_rate_bytes = resync_rate_bytes
+        self.node.resync_rate_bytes = resync_rate_bytes
         self._node_id = node_id
         self._version = version
         self._started_at = env.monotonic()
@@ -102,7 +102,7 @@ class StorageService:
         async with trio.open_nursery() as nursery:
             for target in node.targets.values():
                 nursery.start_soon(roll_forward_orphans, node, target)
-                nursery.start_soon(fill_successors, node, target, self._resync_rate_bytes)
+                nursery.start_soon(fill_successors, node, target)
                 nursery.start_soon(self._tidy, target)
             task_status.started()
             while True:
@@ -164,6 +164,8 @@ class StorageService:
                 await target.engine.sync()
             else:
                 # A successor that has left, or not heard of this chain version yet: the client asks again.
+                if not successor.address:
+                    raise FS3Error(Code.CHAIN_UNAVAILABLE, f"nobody knows where target {successor.target} is")
                 onward = SyncRequest(request.chain, request.chain_version, successor.target, request.chunks)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(target.engine.sync)

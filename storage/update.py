@@ -10,6 +10,7 @@ before the next update of the chunk, and by a task that looks for such chunks (r
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ from .forward import Forward, forward
 from .local import LocalTarget, StorageNode
 from .replica import Action, Decision, prepare_first, prepare_next
 from .targets import Role
+
+logger = logging.getLogger("fs3.storage.update")
 
 _NOTHING_DONE = UpdateResult(0, 0, 0, 0)
 
@@ -184,6 +187,11 @@ async def _locked(node: StorageNode, target: LocalTarget, work: list[_Item], fro
             item.result = refusal(error)
             if error.code is Code.NO_SPACE:
                 _finish(node, target, item)
+            elif error.code is Code.CHECKSUM:
+                logger.error("target %d: %s", target.id, error.message)
+                node.env.metrics.count("storage.checksum_errors")
+                if not from_client:  # the predecessor then sends the whole chunk, which repairs it
+                    item.result = UpdateResult(int(Code.VERSION_GAP), 0, 0, 0, error.message)
     if not forwards:
         return
     await forward(node, target, [entry for _, entry in forwards], deadline)

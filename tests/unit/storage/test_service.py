@@ -298,3 +298,97 @@ async def test_sync_done_counts_only_while_syncing(tmp_path: Path) -> None:
             done = SyncDoneRequest(CHAIN, 1, 2)
             await c.rpc.call(c.replicas[1].address, SYNC_DONE, done, deadline=c.deadline())
         assert caught.value.code is Code.NOT_SERVING
+
+
+@pytest.mark.expects_error_log
+async def test_damage_at_a_successor_is_repaired_by_the_next_update(tmp_path: Path) -> None:
+    async with cluster(tmp_path, 2) as c:
+        await c.write(C1, 0, b"a" * 200_000)
+        with (tmp_path / "disk2/target-1/data-18").open("r+b") as file:
+            file.seek(70_000)
+            file.write(b"!")
+        with pytest.raises(FS3Error) as caught:
+            await c.read(C1, 65_537, 10, target=2)
+        assert caught.value.code is Code.CHECKSUM
+        await c.write(C1, 65_600, b"b" * 10)
+        first, second = c.contents(C1)
+        assert first == second
+        expected = b"a" * 65_600 + b"b" * 10 + b"a" * (200_000 - 65_610)
+        assert await c.read(C1, 0, MIB, target=2) == expected
+
+
+@pytest.mark.expects_error_log
+async def test_a_failed_disk_takes_its_target_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cluster(tmp_path, 2) as c:
+        await c.write(C1, 0, b"a" * 1000)
+        bad = c.replicas[1]
+        assert bad.target is not None and bad.service is not None
+
+        async def broken(*arguments: object, **more: object) -> None:
+            raise FS3Error(Code.DISK_FAILED, "the disk makes a noise")
+
+        monkeypatch.setattr(bad.target.engine, "put", broken)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(c.write, C1, 0, b"b" * 1000)
+            await until(lambda: bad.pokes > 1)
+            assert [report.local for report in bad.service.reports()] == [LocalState.OFFLINE]
+            with pytest.raises(FS3Error) as caught:
+                await c.read(C1, 0, 10, target=2)
+            assert caught.value.code is Code.DISK_FAILED
+            c.chain((1, SERVING), (2, OFFLINE))
+        assert await c.read(C1, 0, 1000) == b"b" * 1000
+
+
+async def test_without_a_lease_nothing_is_served(tmp_path: Path) -> None:
+    async with cluster(tmp_path, 1) as c:
+        await c.write(C1, 0, b"a")
+        service = c.replicas[0].service
+        assert service is not None
+        service.node.may_serve = lambda: False
+        with pytest.raises(FS3Error) as caught:
+            await c.read(C1, 0, 1)
+        assert caught.value.code is Code.NOT_SERVING
+        assert (await c.send([write_update(C1, 0, b"b", tag=c.tag())], b"b"))[0].code == Code.NOT_SERVING
+
+
+async def test_a_full_successor_refuses_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cluster(tmp_path, 2) as c:
+        await c.write(C1, 0, b"a" * 1000)
+        target = c.replicas[1].target
+        assert target is not None
+        put = target.engine.put
+
+        async def full(*arguments: object, **more: object) -> None:
+            raise FS3Error(Code.NO_SPACE, "full")
+
+        monkeypatch.setattr(target.engine, "put", full)
+        update = write_update(C1, 0, b"b" * 1000, tag=c.tag(1))
+        assert (await c.send([update], b"b" * 1000))[0].code == Code.NO_SPACE
+        assert c.contents(C1)[0] == c.contents(C1)[1]
+        assert await c.read(C1, 0, 1000) == b"a" * 1000
+        monkeypatch.setattr(target.engine, "put", put)
+        assert (await c.write(C1, 0, b"c" * 1000, channel=1)).version == 2
+
+
+async def test_reports_share_the_disk(tmp_path: Path) -> None:
+    async with cluster(tmp_path, 1) as c:
+        await c.write(C1, 0, b"a" * 1000)
+        service = c.replicas[0].service
+        assert service is not None
+        (report,) = service.reports()
+        assert (report.target, report.local, report.used, report.chain_version) == (1, LocalState.UPTODATE, 65536, 1)
+        assert report.capacity > report.used
+
+
+async def test_slow_resync_is_throttled(tmp_path: Path) -> None:
+    async with cluster(tmp_path, 2) as c:
+        c.chain((1, SERVING), (2, OFFLINE))
+        for index in range(5):
+            await c.write(ChunkId(3, index), 0, bytes(10_000))
+        service = c.replicas[0].service
+        assert service is not None
+        service.node.resync_rate_bytes = 200_000
+        began = c.env.monotonic()
+        c.chain((1, SERVING), (2, SYNCING))
+        await wait_for_sync_done(c, 2)
+        assert c.env.monotonic() - began >= 0.2

@@ -15,6 +15,11 @@ BLOCK_MAX = 1024 * 1024
 FIRST_READ_MIN = 128 * 1024
 """A first read from the start of a file counts as the first of many if it has this length."""
 
+HOT_AFTER = 2
+"""Random reads within a block that make it worth reading whole."""
+HEAT_LIMIT = 8192
+"""Blocks whose random reads are counted."""
+
 F = TypeVar("F")
 
 
@@ -41,6 +46,29 @@ class ReadWindow:
             self.run = length
             self.next_offset = offset + length
         return self.run > length or (offset == 0 and length >= FIRST_READ_MIN)
+
+
+class Heat:
+    """Counts random reads by block, to tell when to read a whole block instead of going on piece by piece.
+
+    Whoever came back to a block will probably come again; from then on the block costs one more read in all. Only the
+    `limit` blocks read last are remembered: where reads spread over more, no block gets hot and nothing is read in vain.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._counts: OrderedDict[tuple[int, int], int] = OrderedDict()
+
+    def count(self, inode: int, index: int) -> bool:
+        """Take in a read within a block; whether the block is hot now. It then starts cold again."""
+        key = (inode, index)
+        count = self._counts.pop(key, 0) + 1
+        if count >= HOT_AFTER:
+            return True
+        if len(self._counts) >= self._limit:
+            self._counts.popitem(last=False)
+        self._counts[key] = count
+        return False
 
 
 class BlockCache(Generic[F]):

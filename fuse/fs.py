@@ -21,7 +21,7 @@ from fs3.ids import ROOT_INODE
 from .cache import ReadWindow
 from .directory import DOT, DOTDOT, FIRST, Listing
 from .handles import HandleTable, InodeTable, OpenNames
-from .readahead import ReadAhead
+from .readahead import KernelStore, ReadAhead
 from .writebehind import WriteBehind
 
 LISTING_LIMIT = 512
@@ -81,6 +81,10 @@ class FileSystem:
         self._read_ahead = ReadAhead(client, nursery, options.read_ahead, options.read_cache)
         self._buffered: dict[int, WriteBehind] = {}
 
+    def use_kernel_store(self, store: KernelStore) -> None:
+        """Let hot blocks be handed to the kernel's page cache."""
+        self._read_ahead.kernel_store = store
+
     # Names
 
     async def lookup(self, caller: Caller, parent: int, name: bytes) -> Attr:
@@ -129,10 +133,12 @@ class FileSystem:
     # Attributes
 
     async def getattr(self, inode: int) -> Attr:
-        buffered = self._buffered.get(inode)
-        if buffered is not None and buffered.pending:
-            return buffered.view(await self._client.getattr(inode))
-        return await self._client.getattr(inode)
+        return self._buffered_view(await self._client.getattr(inode))
+
+    def _buffered_view(self, attr: Attr) -> Attr:
+        """`attr` with the length that buffered writes give it."""
+        buffered = self._buffered.get(attr.inode) if self._buffered else None
+        return attr if buffered is None else buffered.view(attr)
 
     async def setattr(
         self,
@@ -166,6 +172,7 @@ class FileSystem:
             )  # fmt: skip
         if length is not None:
             self._read_ahead.drop(inode)
+            await self._read_ahead.settle(inode)
         return attr
 
     async def access(self, caller: Caller, inode: int, mask: int) -> None:
@@ -193,6 +200,8 @@ class FileSystem:
         if truncate:
             await self._drain(inode)
         file = await self._client.open(caller, inode, access, truncate=truncate, append=bool(flags & os.O_APPEND))
+        if file.writable:
+            await self._read_ahead.settle(inode)
         known = self._inodes.get(inode)
         opened = self._opened(file, flags)
         if known is not None:
@@ -204,6 +213,8 @@ class FileSystem:
             caller, parent, name, mode, _access(flags), exclusive=bool(flags & os.O_EXCL),
             truncate=bool(flags & os.O_TRUNC), append=bool(flags & os.O_APPEND),
         )  # fmt: skip
+        if file.writable and not file.created:
+            await self._read_ahead.settle(file.inode.id)
         attr = file.inode.view(file.inode.attr)
         self._inodes.told(attr.inode, (parent, name))
         self._open_names.opened(attr.inode, (parent, name), attr.nlink)
@@ -330,7 +341,9 @@ class FileSystem:
         listing.listed(start, [entry.name for entry in entries])
         result = await self._dots(listing, cookie) if cookie < FIRST else []
         seen = self._client.seen  # what this mount wrote and meta has not heard of counts here too
-        result.extend([(entry.name, seen(entry.attr), start + i + 1) for i, entry in enumerate(entries)])
+        result.extend(
+            [(entry.name, self._buffered_view(seen(entry.attr)), start + i + 1) for i, entry in enumerate(entries)]
+        )
         return result
 
     async def _dots(self, listing: Listing, cookie: int) -> list[tuple[bytes, Attr, int]]:
@@ -362,6 +375,7 @@ class FileSystem:
                 await self._client.close(entry.file)
 
     def _told(self, attr: Attr, parent: int, name: bytes) -> Attr:
+        attr = self._buffered_view(attr)
         self._inodes.told(attr.inode, (parent, name))
         if attr.kind is FileKind.FILE:
             self._open_names.seen(attr.inode, (parent, name), attr.nlink)

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import pyfuse3
+import trio
 
 from fs3.api.meta import Attr, Caller, FileKind, RenameFlags
 from fs3.errors import Code, FS3Error
@@ -307,6 +308,14 @@ def mount(operations: Operations, mountpoint: str, options: set[str]) -> None:
 async def answer() -> None:
     """Answer requests until somebody unmounts, or until cancelled."""
     await pyfuse3.main(min_tasks=IDLE_TASKS, max_tasks=TASKS_MAX)
+
+
+async def store(inode: int, offset: int, data: memoryview) -> None:
+    """Put bytes into the kernel's page cache. In a thread: the kernel waits for pages that are being read from us."""
+    try:
+        await trio.to_thread.run_sync(pyfuse3.notify_store, inode, offset, cast(bytes, data), abandon_on_cancel=True)
+    except OSError as error:
+        logger.debug("inode %d: not stored in the page cache: %s", inode, error)  # the kernel has forgotten it
 
 
 def detach() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import trio
 
 from fs3.client.file import FileClient
 from fs3.client.inode import OpenInode
 from fs3.errors import Code, FS3Error
 
-from .cache import BLOCK_MAX, BlockCache, ReadWindow
+from .cache import BLOCK_MAX, HEAT_LIMIT, BlockCache, Heat, ReadWindow
+
+KernelStore = Callable[[int, int, memoryview], Awaitable[None]]
+"""Puts bytes of an inode, at an offset, into the kernel's page cache."""
 
 
 class _Block:
@@ -26,7 +31,11 @@ class _Block:
 class ReadAhead:
     """Serves reads out of blocks that it fetched before they were asked for.
 
-    depth: bytes that it is ahead of a reader. capacity: bytes of all blocks. Tasks run in `nursery`.
+    depth: bytes that it is ahead of a reader. capacity: bytes of all blocks. Tasks run in `nursery`. kernel_store: set
+    where there is a kernel.
+
+    Random readers get what they ask for, until one block was asked for several times: then it is fetched whole and handed
+    to the kernel's page cache.
     """
 
     def __init__(self, client: FileClient, nursery: trio.Nursery, depth: int, capacity: int) -> None:
@@ -34,6 +43,10 @@ class ReadAhead:
         self._nursery = nursery
         self._depth = depth
         self._cache: BlockCache[_Block] = BlockCache(capacity)
+        self._heat = Heat(HEAT_LIMIT)
+        self.kernel_store: KernelStore | None = None
+        self._storing: dict[int, int] = {}  # inode -> blocks that are being handed to the kernel
+        self._stored = trio.Event()
 
     async def read(self, state: OpenInode, window: ReadWindow, offset: int, length: int) -> memoryview:
         """Bytes at `offset`, all of them before the end of the file. The result may share memory with a block."""
@@ -42,8 +55,10 @@ class ReadAhead:
         first, last = offset // size, (offset + length - 1) // size
         if self._depth and sequential:
             self._start(state, size, first, last, window)
-        elif not self._cache.any_of(state.id):
-            return await self._direct(state, offset, length)
+        elif self._depth and first == last and length < size and not self._cache.has(state.id, first):
+            if not self._heat.count(state.id, first):
+                return await self._direct(state, offset, length)
+            self._fetch_hot(state, size, first)
         if first == last:
             block = self._cache.get(state.id, first)
             if block is None:
@@ -103,7 +118,15 @@ class ReadAhead:
             self._cache.put(state.id, index, block, block_size)
             self._nursery.start_soon(self._fetch, state, index, size, block)
 
-    async def _fetch(self, state: OpenInode, index: int, size: int, block: _Block) -> None:
+    def _fetch_hot(self, state: OpenInode, size: int, index: int) -> None:
+        """Fetch one block, for random readers."""
+        block_size = min(size, state.length - index * size)
+        if self._cache.make_room(block_size):
+            block = _Block(block_size)
+            self._cache.put(state.id, index, block, block_size)
+            self._nursery.start_soon(self._fetch, state, index, size, block, True)
+
+    async def _fetch(self, state: OpenInode, index: int, size: int, block: _Block, hot: bool = False) -> None:
         buffer = memoryview(bytearray(block.size))
         done = block.done
         assert done is not None
@@ -118,6 +141,30 @@ class ReadAhead:
                 block.error = FS3Error(Code.SHUTTING_DOWN, "read cancelled")
             block.done = None
             done.set()
+        if hot and block.buffer is not None:
+            await self._store(state, index, size, block)
+
+    async def _store(self, state: OpenInode, index: int, size: int, block: _Block) -> None:
+        """Hand a block to the kernel, unless this mount may write to the file: the kernel could then have newer bytes on
+        their way to us. Whoever opens it for writing, or cuts it, calls settle() before the kernel may go on."""
+        buffer = block.buffer
+        current = self._cache.get(state.id, index) is block and index * size + block.size <= state.length
+        if self.kernel_store is None or buffer is None or state.sessions or not current:
+            return
+        self._storing[state.id] = self._storing.get(state.id, 0) + 1
+        try:
+            await self.kernel_store(state.id, index * size, buffer)
+        finally:
+            self._storing[state.id] -= 1
+            if not self._storing[state.id]:
+                del self._storing[state.id]
+                self._stored.set()
+                self._stored = trio.Event()
+
+    async def settle(self, inode: int) -> None:
+        """Returns once no block of the file is being handed to the kernel."""
+        while inode in self._storing:
+            await self._stored.wait()
 
     def wrote(self, state: OpenInode, offset: int, length: int) -> None:
         """This mount wrote to a range: what was read of it is old."""

@@ -69,8 +69,8 @@ from ..checksum import Buffer
 from ..env import Env
 from ..errors import Code, FS3Error
 from ..ids import ChunkId, RequestTag
-from ..layout import FILE_LENGTH_MAX, FileLayout, file_chains, split
-from ..routing import RoutingInfo
+from ..layout import FILE_LENGTH_MAX, split
+from ..routing import RoutingInfo, Table
 from .inode import OpenInode
 from .meta import MetaClient
 from .storage import ChunkRead, RoutingSource, StorageClient
@@ -305,17 +305,17 @@ class FileClient:
         layout = attr.layout
         if attr.kind is not FileKind.FILE or layout is None:
             raise FS3Error(Code.INVALID, f"inode {attr.inode} is no regular file")
-        chains = self._chains_now(layout)
-        if chains is None:
+        table = self._mgmtd.routing.tables.get(layout.table)
+        if table is None:
             try:
-                chains = await self._chains(layout)
+                table = await self._table(layout.table)
             except BaseException:
                 if session:
                     self._release(attr.inode, session)
                 raise
         state = self._inodes.get(attr.inode)
         if state is None:
-            state = self._inodes[attr.inode] = OpenInode(attr, chains, fresh=created)
+            state = self._inodes[attr.inode] = OpenInode(attr, table.chains, fresh=created)
         elif truncated:
             state.truncated(attr)
         else:
@@ -617,19 +617,16 @@ class FileClient:
 
     # Layout
 
-    def _chains_now(self, layout: FileLayout) -> tuple[int, ...] | None:
-        table = self._mgmtd.routing.tables.get(layout.table)
-        return file_chains(layout, table.chains) if table is not None else None
-
-    async def _chains(self, layout: FileLayout) -> tuple[int, ...]:
-        """The chains of a file, once routing knows its table."""
+    async def _table(self, number: int) -> Table:
+        """A chain table, once routing knows it."""
         with trio.move_on_after(IO_S):
             while True:
-                chains = self._chains_now(layout)
-                if chains is not None:
-                    return chains
-                await self._mgmtd.wait_change(self._mgmtd.routing.version)
-        raise FS3Error(Code.NO_ROUTING, f"chain table {layout.table} is unknown")
+                routing = self._mgmtd.routing
+                table = routing.tables.get(number)
+                if table is not None:
+                    return table
+                await self._mgmtd.wait_change(routing.version)
+        raise FS3Error(Code.NO_ROUTING, f"chain table {number} is unknown")
 
 
 def _capacity(routing: RoutingInfo) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..api.meta import Attr
-from ..layout import FileLayout
+from ..layout import FileLayout, file_chains
 
 UNSYNCED_MAX = 16_384
 """Chunks remembered one by one as not known to be on stable storage; beyond that all of the file's are taken for it."""
@@ -22,8 +22,9 @@ class OpenInode:
     """
 
     __slots__ = (
+        "_chains",
+        "_table",
         "attr",
-        "chains",
         "changes",
         "chunk_size",
         "end",
@@ -42,12 +43,14 @@ class OpenInode:
 
     # Invariants: reported <= changes; end <= length where end_version == attr.truncate_version; handles >= 1 while in use.
 
-    def __init__(self, attr: Attr, chains: tuple[int, ...], fresh: bool) -> None:
+    def __init__(self, attr: Attr, table: tuple[int, ...], fresh: bool) -> None:
+        """table: the chains of the file's chain table. fresh: the file was just made, it has no content."""
         layout = attr.layout
         assert layout is not None, f"inode {attr.inode} has no layout"
         self.id = attr.inode
         self.attr = attr
-        self.chains = chains
+        self._table = table
+        self._chains: tuple[int, ...] | None = None
         self.chunk_size = layout.chunk_size
         self.length = attr.length
         self.handles = 0
@@ -66,6 +69,14 @@ class OpenInode:
     def dirty(self) -> bool:
         """Whether meta has not heard of all that was written."""
         return self.changes != self.reported
+
+    @property
+    def chains(self) -> tuple[int, ...]:
+        """The chains of the file's chunks. Drawn when first needed: many files are opened and never read."""
+        chains = self._chains
+        if chains is None:
+            chains = self._chains = file_chains(self.layout, self._table)
+        return chains
 
     @property
     def layout(self) -> FileLayout:

@@ -12,7 +12,12 @@ ATTR = Attr(
 
 
 def make() -> OpenInode:
-    return OpenInode(ATTR, (1, 2), fresh=True)
+    return OpenInode(ATTR, (11, 12, 13), fresh=True)
+
+
+def test_chains_are_drawn_from_the_table() -> None:
+    chains = make().chains
+    assert len(chains) == 2 and set(chains) < {11, 12, 13} and make().chains == chains
 
 
 def test_a_write_makes_the_file_longer_at_once() -> None:

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuse.cache import BlockCache, ReadWindow
+from fuse.cache import HOT_AFTER, BlockCache, Heat, ReadWindow
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -89,3 +89,14 @@ def test_used_is_the_sum_of_what_is_held(steps: list[tuple[str, int, int]]) -> N
             cache.drop_inode(inode)
         held = {key: block for key, block in held.items() if cache.has(*key)}
         assert cache.used == 7 * len(held) <= 50
+
+
+def test_a_block_gets_hot_by_repeated_reads_and_cold_by_others() -> None:
+    heat = Heat(limit=3)
+    assert [heat.count(1, 0) for _ in range(HOT_AFTER)] == [False] * (HOT_AFTER - 1) + [True]
+    assert not heat.count(1, 0), "it starts cold again"
+    for _ in range(HOT_AFTER - 2):
+        heat.count(1, 5)
+    for index in (6, 7, 8):
+        heat.count(1, index)
+    assert not heat.count(1, 5) and not heat.count(1, 5), "it was forgotten"

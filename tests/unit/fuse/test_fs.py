@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from fs3.api.meta import FileKind, RenameFlags
 from fs3.client.file import ROOT_CALLER as ROOT
@@ -173,3 +174,39 @@ async def test_an_error_of_a_buffered_write_is_told_once(live: Live) -> None:
         client.write = real  # type: ignore[method-assign]
         await fs.flush(opened.handle)
         await fs.release(opened.handle)
+
+
+async def test_a_hot_block_goes_to_the_kernel_unless_the_file_is_open_for_writing(live: Live) -> None:
+    async with mount(live) as (fs, _):
+        stored: list[tuple[int, int, bytes]] = []
+        gate = trio.Event()
+
+        async def store(inode: int, offset: int, data: memoryview) -> None:
+            await gate.wait()
+            stored.append((inode, offset, bytes(data)))
+
+        fs.use_kernel_store(store)
+        content = bytes(range(251)) * (40 * CHUNK_SIZE // 251)
+        inode = await make(fs, b"f", content)
+        reading = await fs.open(ROOT, inode, os.O_RDONLY)
+
+        async def read_randomly(*chunks: int) -> None:
+            for place in range(10):
+                offset = chunks[place % 2] * CHUNK_SIZE + place * 4096
+                assert bytes(await fs.read(reading.handle, offset, 4096)) == content[offset : offset + 4096]
+
+        await read_randomly(2, 30)
+        async with trio.open_nursery() as nursery:
+
+            async def open_for_writing() -> None:
+                await fs.open(ROOT, inode, os.O_WRONLY)
+                assert stored, "the kernel could write while it was given older bytes"
+
+            nursery.start_soon(open_for_writing)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            gate.set()
+        starts = (2 * CHUNK_SIZE, 30 * CHUNK_SIZE)
+        assert sorted(stored) == [(inode, start, content[start : start + CHUNK_SIZE]) for start in starts]
+        await read_randomly(5, 20)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(stored) == 2

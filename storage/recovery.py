@@ -213,6 +213,9 @@ class _Resync:
         finally:
             node.tags.give_back(tag)
         result = reply.results[0]
+        if result.code == Code.DISK_FAILED:
+            # Never raised by that name, which here stands for our own disk.
+            raise FS3Error(Code.NOT_SERVING, f"target {successor.target}: {result.message}")
         if result.code:
             raise FS3Error(Code(result.code), result.message)
         self._chunks += 1

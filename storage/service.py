@@ -169,7 +169,7 @@ class StorageService:
                 onward = SyncRequest(request.chain, request.chain_version, successor.target, request.chunks)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(target.engine.sync)
-                    await self.node.rpc.call(successor.address, SYNC, onward, deadline=call.deadline, relayed=True)
+                    await self._sync_successor(successor.address, onward, call.deadline)
         except* FS3Error as group:
             for error in group.exceptions:
                 if isinstance(error, FS3Error) and error.code is Code.DISK_FAILED:
@@ -179,6 +179,15 @@ class StorageService:
             raise FS3Error(Code.CHAIN_VERSION, f"chain {request.chain} changed during a sync")
         self._env.metrics.count("storage.syncs")
         return SyncReply()
+
+    async def _sync_successor(self, address: str, onward: SyncRequest, deadline: float) -> None:
+        try:
+            await self.node.rpc.call(address, SYNC, onward, deadline=deadline, relayed=True)
+        except FS3Error as error:
+            if error.code is not Code.DISK_FAILED:
+                raise
+            # Never raised by that name, which here stands for our own disk.
+            raise FS3Error(Code.NOT_SERVING, f"target {onward.target}: {error.message}") from None
 
     async def _query(self, request: QueryRequest, call: Call) -> QueryReply:
         role = self.node.map.for_read(request.chain, request.chain_version, request.target)

@@ -70,3 +70,6 @@ def _step(state: Any, request: Any, output: Any, known: bool) -> Hashable | None
 
 CELLS = Model(lambda key: (), _step)
 """A chunk of cells, empty at first."""
+
+FILE_CELLS = Model(lambda key: (0,) * (len(SMALL) - 1), _step)
+"""A file of cells that has its full length from the start."""

@@ -145,9 +145,11 @@ class Platter:
     def lose_power(self) -> None:
         """Unplugged before, see SimDisk.unplug."""
         assert self.user is None or self.user.closed
-        kept = self.chance.choice((0.0, 0.5, 0.5, 1.0))
-        for store in [*self.files.values(), *self.logs.values()]:
-            store.lose_power(self.chance, kept)
+        chance = self.chance
+        for store in self.files.values():
+            store.lose_power(chance, chance.choice((0.0, 0.5, 0.9, 1.0)))
+        for log in self.logs.values():
+            log.lose_power(chance, chance.choice((0.0, 0.5, 1.0, 1.0)))
 
     def flip_bit(self) -> str:
         """Change one bit of what is stored in a data file; returns where, "" where nothing is stored."""

@@ -25,6 +25,7 @@ class Faults:
             "crash_mgmtd": lambda: self._crash_one("mgmtd"),
             "crash_meta": lambda: self._crash_one("meta"),
             "crash_client": lambda: self._crash_one("client"),
+            "crash_mount": lambda: self._crash_one("mount"),
             "partition": self.partition,
             "isolate": self.isolate,
             "cut": self.cut,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 
+from fs3.client.connect import connect
+from fs3.ids import ROOT_INODE
+from fuse.fs import FileSystem, FsOptions
 from tests.sim import workloads
-from tests.sim.cells import CELLS
+from tests.sim.cells import CELLS, FILE_CELLS
 from tests.sim.checkers import check_linearizable, check_replicas
-from tests.sim.cluster import Shape, SimulationError, World, simulate
+from tests.sim.cluster import Shape, SimEnv, SimulationError, World, simulate
 from tests.sim.faults import Faults
+from tests.sim.mounts import NAMESPACE, ROOT, MountLoad
 
 CRASHES = ("crash", "crash", "crash_many")
 NETWORK = ("partition", "isolate", "cut", "slow", "hang")
@@ -28,6 +33,16 @@ SHAPES = {
         Shape("deep", storages=5, replicas=5, targets=1, faults=(*CRASHES, *NETWORK)),
         Shape("single", storages=1, replicas=1, targets=1, faults=("crash", "cut", "slow", "crash_mgmtd")),
         Shape("disk", faults=("disk_error", "disk_slow", "crash", "full")),
+        Shape("files", metas=1, workload="mounts"),
+        Shape("files-meta", metas=2, workload="mounts", faults=("crash_meta", "crash_meta", "cut"), kv_faults=0.02),
+        Shape(
+            "files-all",
+            mgmtds=2,
+            metas=2,
+            workload="mounts",
+            faults=(*CRASHES, *NETWORK, "crash_mgmtd", "crash_meta", "crash_mount", "disk_slow"),
+            kv_faults=0.02,
+        ),
         Shape("power", faults=("power",), fault_every_s=2.0),
     )
 }
@@ -100,4 +115,37 @@ async def settle(world: World, finished: Callable[[], object]) -> None:
         raise SimulationError(f"not at rest {world.shape.settle_s:.0f} s after healing: {states}")
 
 
-SCENARIOS = {"chunks": chunks}
+async def mounts(world: World) -> None:
+    """Load through mounts. Afterwards all files are removed, and no chunk may be left."""
+    await world.start()
+    env = world.env
+    assert env is not None and world.mgmtd is not None
+    load = MountLoad(world)
+    operator = SimEnv(world.network.host("janitor"), random.Random(f"{world.seed}/janitor"), 0, 1, 0)
+    async with connect(operator, world.mgmtd_addresses, "janitor") as client, trio.open_nursery() as tasks:
+        fs = FileSystem(client, tasks, FsOptions(0, 0, 0))
+        await load.prepare(fs)
+        load.start()
+        faults = Faults(world)
+        world.nursery.start_soon(faults.run)
+        await trio.sleep(world.shape.load_s)
+        faults.heal()
+        await settle(world, load.finished)
+        for name, folder in load.folders.items():
+            call = load.names.call(0, "names", ("list", name))
+            load.names.done(call, await load.listing(fs, folder))
+        world.undecided += not check_linearizable(load.names, NAMESPACE)
+        world.undecided += not check_linearizable(load.content, FILE_CELLS)
+        await load.check_log(fs)
+        await check_replicas(world)
+        for name in (b"file0", b"file1", b"file2", b"log"):
+            await fs.unlink(ROOT, ROOT_INODE, name)
+        with trio.move_on_after(world.shape.settle_s) as scope:
+            while await check_replicas(world):  # noqa: ASYNC110 (nothing tells of it)
+                await trio.sleep(1)
+        if scope.cancelled_caught:
+            raise SimulationError("chunks of removed files are left")
+        tasks.cancel_scope.cancel()
+
+
+SCENARIOS = {"chunks": chunks, "mounts": mounts}

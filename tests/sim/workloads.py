@@ -1,4 +1,4 @@
-"""What clients do in a simulation. Each runs until its time is over, then stops issuing and lets what is under way end."""
+"""Clients of the chunks alone: writes, truncations, removals and reads straight at the storage client."""
 
 from __future__ import annotations
 
@@ -8,71 +8,36 @@ import trio
 
 from fs3.client.mgmtd import MgmtdClient
 from fs3.client.storage import ChunkRead, StorageClient
-from fs3.errors import Code, FS3Error
+from fs3.errors import FS3Error
 from fs3.ids import ChunkId
 from fs3.rpc.client import RpcClient
 from tests.sim.cells import BLOCKS, SMALL, fill, parse
-from tests.sim.cluster import Body, Process, SimEnv, World
-from tests.sim.history import History
+from tests.sim.cluster import Process, SimEnv, World
+from tests.sim.load import Load
 
-WORKERS = 2
 CHUNKS = 5
 
 
-class ChunkLoad:
-    """Clients that write, cut, remove and read a few chunks, straight at the storage client."""
+class ChunkLoad(Load):
+    """A few chunks as registers of cells."""
 
     def __init__(self, world: World) -> None:
-        self.world = world
-        self.history = History()
-        self.bounds = SMALL if world.chance.random() < 0.7 else BLOCKS
+        super().__init__(world)
+        self.bounds = SMALL if self.chance.random() < 0.7 else BLOCKS
         self.chunk_size = 64 * 1024 if self.bounds is SMALL else 128 * 1024
-        self.stop_at = 0.0
-        self.active = 0
-        self.think_s = world.chance.choice((0.03, 0.1, 0.3))
-        self._writers = 0
-        self._ended = trio.Event()
-
-    def start(self) -> None:
-        self.stop_at = trio.current_time() + self.world.shape.load_s
-        for number in range(1, self.world.shape.clients + 1):
-            self.world.add(f"client{number}", self._client(number)).start()
-
-    async def finished(self) -> None:
-        await trio.sleep_until(self.stop_at)
-        while self.active:
-            await self._ended.wait()
 
     def registers(self) -> list[tuple[int, int]]:
         """(chain, inode) of each chunk."""
         chains = self.world.shape.targets * self.world.shape.storages // self.world.shape.replicas
         return [(1 + number % chains, 1000 + number) for number in range(CHUNKS)]
 
-    def _client(self, number: int) -> Body:
-        async def body(process: Process, env: SimEnv, started: Callable[[str], None]) -> None:
-            async with trio.open_nursery() as nursery:
-                storage = await storage_client(process, env, nursery)
-                started("")
-                async with trio.open_nursery() as workers:
-                    for _ in range(WORKERS):
-                        workers.start_soon(self._work, storage, env, number)
-                nursery.cancel_scope.cancel()
-            process.supervised = False  # it has done its work
-
-        return body
-
-    async def _work(self, storage: StorageClient, env: SimEnv, number: int) -> None:
-        chance = env.random
-        keys = self.registers()
-        self.active += 1
-        try:
-            while trio.current_time() < self.stop_at:
-                await trio.sleep(chance.expovariate(1 / self.think_s))
-                await self.operate(storage, env, number, *chance.choice(keys))
-        finally:
-            self.active -= 1
-            ended, self._ended = self._ended, trio.Event()
-            ended.set()
+    async def live(self, process: Process, env: SimEnv, number: int, started: Callable[[str], None]) -> None:
+        async with trio.open_nursery() as nursery:
+            storage = await storage_client(process, env, nursery)
+            started("")
+            registers = self.registers()
+            await self.work(env, lambda: self.operate(storage, env, number, *env.random.choice(registers)))
+            nursery.cancel_scope.cancel()
 
     async def operate(self, storage: StorageClient, env: SimEnv, number: int, chain: int, inode: int) -> None:
         """One random operation on a chunk."""
@@ -87,8 +52,7 @@ class ChunkLoad:
         elif kind < 0.9:
             if chance.random() < 0.25:
                 first, end = 0, len(bounds) - 1
-            self._writers += 1
-            writer = self._writers
+            writer = self.unique()
             data = fill(writer, bounds, first, end)
             await self._change(
                 number,
@@ -123,8 +87,7 @@ class ChunkLoad:
             return False
         cells = parse(bytes(into[: lengths[0]]), bounds, first)
         self.history.done(call, cells)
-        self.world.operations += 1
-        self.world.trace.note(f"client{number} read {inode} [{first}, {end}): {cells}")
+        self.did(number, f"read {inode} [{first}, {end}): {cells}")
         return True
 
     async def _change(
@@ -135,12 +98,9 @@ class ChunkLoad:
             output = await act()
         except FS3Error as error:
             self.world.trace.note(f"client{number} {request} of {inode} failed: {error}")
-            if error.code is Code.NO_SPACE:
-                pass  # successors may have it, and the head too, in the end
             return
         self.history.done(call, output)
-        self.world.operations += 1
-        self.world.trace.note(f"client{number} {request} of {inode}: {output}")
+        self.did(number, f"{request} of {inode}: {output}")
 
     async def _length(self, result: Awaitable[object]) -> int | None:
         found = await result

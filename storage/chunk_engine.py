@@ -307,7 +307,7 @@ class ChunkEngine(Engine):
             head = blocks.at(packed, offset // BLOCK_SIZE) if offset % BLOCK_SIZE else 0
             packed = blocks.overwritten(packed, offset, data, update.checksums, head)
         parts = [*_zeros(offset - base.length), data] if offset > base.length else [data]
-        if end <= slot.size and not slot.pins:
+        if self._may_append(update.chunk, base, end):
             self._space.take(end - base.length)
             entry = self._class(slot.shift)
             await entry.file.write(slot.offset + base.length, parts)
@@ -317,6 +317,17 @@ class ChunkEngine(Engine):
         # It outgrows its slot: more appends are likely to come, so take room for a whole chunk at once.
         shift = max(size_class(end), min(size_class(update.chunk_size), SHIFT_MAX))
         await self._copy(made, base, shift, base.length, parts, end, packed)
+
+    def _may_append(self, chunk: ChunkId, base: StoredVersion, end: int) -> bool:
+        """Whether bytes behind the committed length may be written in place: there is room, and nobody reads or needs
+        what is there. A pending version that was appended in place is needed until the record of its successor is written.
+        """
+        slot = base.slot
+        assert slot is not None
+        record = self._find(chunk)
+        pending = record.pending if record is not None else None
+        needed = pending is not None and pending.slot is slot and pending.length > base.length
+        return end <= slot.size and not slot.pins and not needed
 
     async def _truncate(self, made: StoredVersion, base: StoredVersion | None, update: Update) -> None:
         length = update.length
@@ -329,7 +340,7 @@ class ChunkEngine(Engine):
         if length > base.length:
             packed = blocks.extended(base.checksums, base.length, length)
             parts = list(_zeros(length - base.length))
-            if length <= slot.size and not slot.pins:
+            if self._may_append(update.chunk, base, length):
                 self._space.take(length - base.length)
                 entry = self._class(slot.shift)
                 await entry.file.write(slot.offset + base.length, parts)

@@ -18,6 +18,7 @@ from storage.chunk_engine import ChunkEngine, size_class
 from storage.disk import Space
 from storage.disk_linux import LinuxDisk
 from storage.space import SpaceBudget
+from tests.unit.storage.memory_disk import Crash, MemoryDisk
 from tests.unit.storage.support import MIB, open_engine, other_update, write_update
 
 C1 = ChunkId(1, 0)
@@ -344,3 +345,17 @@ async def test_tidy_gives_space_back(tmp_path: Path) -> None:
     assert await content(engine) == b"y" * MIB
     engine.close()
     disk.close()
+
+
+async def test_a_pending_append_is_kept_until_its_record_is_replaced() -> None:
+    disk = MemoryDisk()
+    engine = ChunkEngine(disk, "target-1", SpaceBudget(disk, 0))
+    await write(engine, 0, b"a" * 100)
+    await write(engine, 100, b"b" * 100, commit=False)
+    disk.crash_after, disk.torn = 0, 0.5
+    with pytest.raises(Crash):
+        await write(engine, 100, b"c" * 200, commit=False)
+    engine = ChunkEngine(disk.reopen(), "target-1", SpaceBudget(disk, 0))
+    assert await engine.read_whole(C1, pending=True) == b"a" * 100 + b"b" * 100
+    engine.commit(C1, 1, remember=False)
+    assert await content(engine) == b"a" * 100 + b"b" * 100

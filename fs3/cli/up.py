@@ -20,7 +20,7 @@ from ..errors import Code, ConfigError, FS3Error
 from .access import answers, visiting
 from .folder import ClusterConfig, DataFolder, check_ports
 from .formatting import formatted, make_table, registered
-from .mounts import check_mount_point, is_stale, mount_at, prepare_mount_point, unmount
+from .mounts import FILE_SYSTEM_TYPE, check_mount_point, is_stale, mount_at, prepare_mount_point, unmount
 from .supervisor import Supervised, Supervisor, check_config, process_alive
 
 READY_TIMEOUT_S = 90.0
@@ -206,7 +206,7 @@ class _Session:
         for kind, grace_s in _STOP_GRACE_S.items():
             await self.supervisor.stop([e for e in self.supervisor.entries if e.daemon.kind == kind], grace_s)
             if kind == "mount" and self._plan.mount is not None:
-                await trio.to_thread.run_sync(_clear_mount, self._plan.mount)
+                await trio.to_thread.run_sync(_unmount_all, self._plan.mount)
         self._plan.folder.state_file.unlink(missing_ok=True)
 
     def write_state(self) -> None:
@@ -225,6 +225,16 @@ class _Session:
         mount = str(self._plan.mount) if self._plan.mount is not None else ""
         state = {"pid": os.getpid(), "started_at": self._started_at, "mount": mount, "daemons": daemons}
         self._plan.folder.write_state(state)
+
+
+def _unmount_all(path: Path) -> None:
+    """Take fs3 away from the mount point while the cluster still answers, whoever mounted it there."""
+    for lazy in (False, True):
+        mounted = mount_at(path)
+        if mounted is None or mounted.type != FILE_SYSTEM_TYPE:
+            return
+        with suppress(FS3Error):
+            unmount(path, lazy=lazy)
 
 
 def _clear_mount(path: Path) -> None:

@@ -245,6 +245,14 @@ def needs_program(name: str) -> str:
     return found
 
 
+def own_mounts(script: str) -> list[str]:
+    """The beginning of a command that runs in a mount namespace of its own, after `script` changed the mounts there."""
+    tool = needs_program("unshare")
+    if subprocess.run([tool, "--mount", "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no mount namespace can be made here: not root, or in a chroot that is no mount point")
+    return [tool, "--mount", "sh", "-c", f'{script} && exec "$@"', "sh"]
+
+
 def needs_module(name: str) -> ModuleType:
     """The imported module; the test is skipped where it is missing, and fails where it is broken."""
     try:

@@ -20,7 +20,7 @@ from fs3.api import common, meta, mgmtd, storage
 from fs3.api.common import PING
 from fs3.checksum import crc32c
 from fs3.wire import frame
-from tests.process.harness import Cluster, alive, fs3, needs_program, wait_until
+from tests.process.harness import Cluster, alive, fs3, own_mounts, wait_until
 
 pytestmark = pytest.mark.process
 
@@ -132,8 +132,8 @@ def test_a_data_folder_on_a_read_only_file_system(tmp_path: Path) -> None:
         pytest.skip("mounting read-only needs root")
     folder = tmp_path / "readonly"
     folder.mkdir()
-    script = f'mount --bind "{folder}" "{folder}" && mount -o remount,ro,bind "{folder}" && exec "$@"'
-    prefix = [needs_program("unshare"), "--mount", "sh", "-c", script, "sh"]
+    script = f'mount --bind "{folder}" "{folder}" && mount -o remount,ro,bind "{folder}"'
+    prefix = own_mounts(script)
     refused(fs3("up", "--data", str(folder / "data"), "--no-mount", "--detach", prefix=prefix), str(folder))
     assert not any(folder.iterdir())
 
@@ -202,10 +202,8 @@ def test_no_dev_fuse(data: Path, tmp_path: Path, instead: str) -> None:
     script = f'mount -t tmpfs none "{dev}"'
     for name in ("null", "zero", "urandom", "random"):
         script += f' && touch "{dev}/{name}" && mount --bind "/dev/{name}" "{dev}/{name}"'
-    script += (
-        f' && mount --rbind "{dev}" /dev' + (" && touch /dev/fuse" if instead == "an empty file" else "") + ' && exec "$@"'
-    )
-    prefix = [needs_program("unshare"), "--mount", "sh", "-c", script, "sh"]
+    script += f' && mount --rbind "{dev}" /dev' + (" && touch /dev/fuse" if instead == "an empty file" else "")
+    prefix = own_mounts(script)
     mount = tmp_path / "mnt"
     done = fs3("up", "--data", str(data), "--mount", str(mount), "--detach", prefix=prefix)
     refused(done, "/dev/fuse")

@@ -84,7 +84,7 @@ def test_cp_a_of_the_standard_library(mounted: Path, library: Path) -> None:
     run(needs_program("cp"), "-a", library, copy)
     assert run(needs_program("diff"), "-r", "--no-dereference", library, copy) == ""
     assert attributes(copy) == attributes(library)
-    assert len(attributes(copy)) > 1000
+    assert len(attributes(copy)) > 500  # Debian's packages leave some parts out
     twins = [(copy / "odd" / name).stat() for name in ("twin-a", "twin-b")]
     assert twins[0].st_ino == twins[1].st_ino and twins[0].st_nlink == 2
 

@@ -134,6 +134,20 @@ def test_a_busy_mount_is_not_taken_away_unless_asked(small: Cluster) -> None:
     small.down()
 
 
+def test_a_mount_that_was_unmounted_stays_away(small: Cluster) -> None:
+    small.up()
+    done = fs3("umount", str(small.mount))
+    assert done.returncode == 0, done.stderr
+    log = small.data / "log" / "up.log"
+    wait_until(lambda: "as somebody wished" in log.read_text(), "the supervisor to say so", 20)
+    assert not os.path.ismount(small.mount)
+    again = fs3("mount", str(small.mount), "--data", str(small.data), "--log", str(small.home / "mount.log"))
+    assert again.returncode == 0, again.stderr
+    (small.mount / "file").write_text("x")
+    small.down()
+    assert not os.path.ismount(small.mount)
+
+
 def test_status_in_words_and_its_exit_code(small: Cluster) -> None:
     small.up()
     shown = fs3("status", "--data", str(small.data))

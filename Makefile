@@ -3,13 +3,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help run test lint type bench image clean
+.PHONY: help run test lint type sim bench image clean
 
 help:
 	@echo "make run     install what is missing, run a cluster here and mount it at ./mnt (ARGS: see 'fs3 up --help')"
 	@echo "make test    install what is missing and run the tests (ARGS: for pytest)"
 	@echo "make lint    style, types and import contracts"
 	@echo "make type    types only"
+	@echo "make sim     run simulated clusters under faults (ARGS: see python -m tests.sim --help)"
 	@echo "make bench   compare with JuiceFS on this machine (ARGS: see tests/bench/compare.py --help)"
 	@echo "make image   build the container image fs3:latest"
 	@echo "make clean   remove the virtual environment and caches; data and mounts stay"
@@ -30,6 +31,10 @@ lint: type
 type:
 	@scripts/prepare $(VENV) test
 	$(BIN)/mypy
+
+sim:
+	@scripts/prepare $(VENV) test
+	$(BIN)/python -m tests.sim $(ARGS)
 
 bench:
 	@scripts/prepare $(VENV) test

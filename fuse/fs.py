@@ -133,7 +133,8 @@ class FileSystem:
     # Attributes
 
     async def getattr(self, inode: int) -> Attr:
-        return self._buffered_view(await self._client.getattr(inode))
+        await self._drain(inode)  # else the time of the last write would change again when it is sent
+        return await self._client.getattr(inode)
 
     def _buffered_view(self, attr: Attr) -> Attr:
         """`attr` with the length that buffered writes give it."""

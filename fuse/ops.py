@@ -20,6 +20,7 @@ from fs3.errors import Code, FS3Error
 
 from .callers import Callers
 from .fs import FileSystem, Opened
+from .loop import RequestLoopTrio
 
 logger = logging.getLogger("fs3.fuse.ops")
 
@@ -299,6 +300,7 @@ def _file_info(opened: Opened) -> pyfuse3.FileInfo:
 
 def mount(operations: Operations, mountpoint: str, options: set[str]) -> None:
     """Mount; requests wait until answer() runs. Raises FS3Error(CONFIG) where the kernel refuses."""
+    vars(pyfuse3)["trio"] = RequestLoopTrio()
     try:
         pyfuse3.init(operations, mountpoint, options)
     except RuntimeError as error:

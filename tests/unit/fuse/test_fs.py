@@ -132,13 +132,19 @@ async def test_appending_handles_are_past_the_kernels_pages(live: Live) -> None:
         assert bytes(await fs.read(reading.handle, 0, 100)) == b"start end"
 
 
-async def test_buffered_writes_are_seen_by_readers_and_stat_before_they_are_sent(live: Live) -> None:
+async def test_buffered_writes_are_seen_by_readers_listings_and_stat(live: Live) -> None:
     async with mount(live, BEHIND) as (fs, client):
         opened, attr = await fs.create(ROOT, ROOT_INODE, b"f", 0o644, os.O_RDWR | os.O_CREAT)
         await fs.write(opened.handle, 0, b"x" * 100)
         assert (await client.getattr(attr.inode)).length == 0, "it was not buffered"
-        assert (await fs.getattr(attr.inode)).length == 100
+        assert (await fs.lookup(ROOT, ROOT_INODE, b"f")).length == 100
+        handle = await fs.opendir(ROOT, ROOT_INODE)
+        assert [attr.length for name, attr, _ in await fs.readdir(handle, 2) if name == b"f"] == [100]
         assert bytes(await fs.read(opened.handle, 90, 100)) == b"x" * 10
+        await fs.write(opened.handle, 100, b"y")
+        seen = await fs.getattr(attr.inode)
+        await fs.flush(opened.handle)
+        assert (await client.getattr(attr.inode)).mtime_ns == seen.mtime_ns
         await fs.release(opened.handle)
 
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from systems import BenchError, Fs3, JuiceFs, Local, System, find_juicefs
+from systems import BenchError, Fs3, JuiceFs, Local, System, cpu_seconds, find_juicefs
 from workloads import BY_NAME, ROWS, SKIPPED_EXIT, Row, Sizes
 
 ROW_TIMEOUT_S = 900.0
@@ -33,7 +33,8 @@ REFERENCE = "juicefs"
 
 @dataclass(frozen=True)
 class Result:
-    """One row on one system in one round: a rate, or why there is none."""
+    """One row on one system in one round: a rate, or why there is none. cpu_ms: of the system's own processes, per unit of
+    work; it tells much also on a machine that others use too."""
 
     row: str
     system: str
@@ -42,6 +43,7 @@ class Result:
     unit: str
     seconds: float
     note: str = ""
+    cpu_ms: float | None = None
 
 
 def make_system(name: str, juicefs: str | None) -> System:
@@ -100,9 +102,13 @@ def run_system(system: System, plan: Sequence[Row], number: int, sizes: Sizes, s
             os.sync()
             if row.cold:
                 drop_caches()
-            result = _measured(row, system.name, number, root, sizes, python)
+            result = _measured(row, system, number, root, sizes, python)
             results.append(result)
-            shown = f"{result.rate:12.1f} {result.unit}" if result.rate is not None else f"     - {result.note}"
+            shown = (
+                f"{result.rate:12.1f} {result.unit:6} {result.cpu_ms or 0:8.3f} ms CPU"
+                if result.rate is not None
+                else f"     - {result.note}"
+            )
             print(f"round {number} {system.name:10} {row.name:18} {shown}", file=sys.stderr, flush=True)
         run_row(BY_NAME["clear"], root, sizes, python)
     finally:
@@ -112,15 +118,17 @@ def run_system(system: System, plan: Sequence[Row], number: int, sizes: Sizes, s
     return results
 
 
-def _measured(row: Row, system: str, number: int, root: Path, sizes: Sizes, python: str) -> Result:
-    start = time.perf_counter()
+def _measured(row: Row, system: System, number: int, root: Path, sizes: Sizes, python: str) -> Result:
+    start, cpu = time.perf_counter(), cpu_seconds(system.marks())
     try:
         answer = run_row(row, root, sizes, python)
     except (BenchError, subprocess.TimeoutExpired) as exc:
-        return Result(row.name, system, number, None, "", time.perf_counter() - start, str(exc))
+        return Result(row.name, system.name, number, None, "", time.perf_counter() - start, str(exc))
     if "skipped" in answer:
-        return Result(row.name, system, number, None, "", 0.0, str(answer["skipped"]))
-    return Result(row.name, system, number, float(str(answer["rate"])), str(answer["unit"]), float(str(answer["seconds"])))
+        return Result(row.name, system.name, number, None, "", 0.0, str(answer["skipped"]))
+    rate, amount, seconds = (float(str(answer[key])) for key in ("rate", "amount", "seconds"))
+    cpu_ms = (cpu_seconds(system.marks()) - cpu) * 1000 / amount
+    return Result(row.name, system.name, number, rate, str(answer["unit"]), seconds, cpu_ms=cpu_ms)
 
 
 def medians(results: Sequence[Result]) -> dict[tuple[str, str], float]:
@@ -129,6 +137,18 @@ def medians(results: Sequence[Result]) -> dict[tuple[str, str], float]:
         if result.rate is not None:
             rates.setdefault((result.row, result.system), []).append(result.rate)
     return {key: statistics.median(values) for key, values in rates.items()}
+
+
+def cpu_table(results: Sequence[Result], rows: Sequence[str], systems: Sequence[str]) -> str:
+    """Markdown: CPU time of each system's processes per unit of work, in ms; medians."""
+    lines = ["| row | " + " | ".join(systems) + " |", "|---" * (1 + len(systems)) + "|"]
+    for row in rows:
+        cells = [row]
+        for name in systems:
+            found = [r.cpu_ms for r in results if r.row == row and r.system == name and r.cpu_ms is not None]
+            cells.append(f"{statistics.median(found):.3f}" if found else "-")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def table(results: Sequence[Result], rows: Sequence[str], systems: Sequence[str]) -> str:
@@ -205,7 +225,10 @@ def main() -> int:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     print(f"{args.rounds} rounds; {sizes}; {machine()}")
-    print(table(results, [row.name for row in plan if row.name in wanted], names))
+    shown = [row.name for row in plan if row.name in wanted]
+    print(table(results, shown, names))
+    print("\nCPU time of the system's own processes per MiB or operation, ms:")
+    print(cpu_table(results, shown, [name for name in names if name != "local"]))
     return 1 if failed else 0
 
 

@@ -32,6 +32,9 @@ class System(Protocol):
     def stop(self) -> None:
         """Stops and unmounts it, also after a start that failed half way. The caller removes `home`."""
 
+    def marks(self) -> tuple[str, ...]:
+        """Texts of which one is in the command line of each of its processes and of no other."""
+
 
 class Local:
     """The plain directory on the disk below all of them: what the others could reach at best."""
@@ -46,6 +49,9 @@ class Local:
 
     def stop(self) -> None:
         pass
+
+    def marks(self) -> tuple[str, ...]:
+        return ()
 
 
 class JuiceFs:
@@ -86,6 +92,9 @@ class JuiceFs:
             self._redis.wait(COMMAND_TIMEOUT_S)
             self._redis = None
 
+    def marks(self) -> tuple[str, ...]:
+        return () if self._mount is None else (f"{self._mount.parent}/redis.sock", str(self._mount))
+
 
 class Fs3:
     """`fs3 up` of the interpreter that runs the benchmark: three storage daemons, and as many replicas as wanted."""
@@ -121,6 +130,24 @@ class Fs3:
             subprocess.run(["umount", "--lazy", str(self._mount)], check=False)
             raise BenchError(f"fs3 down left {self._mount} mounted")
         self._data = self._mount = None
+
+    def marks(self) -> tuple[str, ...]:
+        return (f"{self._data}/config/",)
+
+
+def cpu_seconds(marks: tuple[str, ...]) -> float:
+    """CPU time that all processes with one of these marks have used so far, in user and kernel mode."""
+    ticks = 0
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            line = (entry / "cmdline").read_bytes().decode(errors="replace")
+            if any(mark in line for mark in marks):
+                ticks += sum(map(int, (entry / "stat").read_text().rpartition(")")[2].split()[11:13]))
+        except OSError:
+            continue
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def fs3_command() -> list[str]:

@@ -52,6 +52,21 @@ class Channels:
         """Take in what was stored before a restart."""
         self._lanes[tag.client, tag.channel] = _Lane(tag.sequence, False, result, now)
 
+    def done(self) -> list[tuple[RequestTag, UpdateResult]]:
+        """The requests whose results are known, of all channels."""
+        lanes = self._lanes.items()
+        return [(RequestTag(*key, lane.sequence), lane.result) for key, lane in lanes if lane.result is not None]
+
+    def learn(self, tag: RequestTag, result: UpdateResult, now: float) -> bool:
+        """Another replica has done a request; whether that was news."""
+        lane = self._lanes.get((tag.client, tag.channel))
+        if lane is not None and (
+            lane.sequence > tag.sequence or (lane.sequence == tag.sequence and lane.result is not None)
+        ):
+            return False
+        self.finish(tag, result, now)
+        return True
+
     def admit(self, tag: RequestTag, now: float) -> tuple[Admission, UpdateResult | None]:
         """Begin a request. After NEW the caller owes a finish() or abandon()."""
         key = (tag.client, tag.channel)

@@ -132,6 +132,13 @@ class LocalTarget:
         if dropped:
             self.engine.forget(dropped)
 
+    def learn(self, done: Sequence[tuple[RequestTag, UpdateResult]], now: float) -> None:
+        """Remember what other replicas have done, over a restart too."""
+        for tag, result in done:
+            if self.channels.learn(tag, result, now):
+                self.engine.remember(tag, result)
+        self.engine.forget(self.channels.drop_excess())
+
 
 class TagSource:
     """Tags for requests that this daemon makes on its own account: one channel for each that is outstanding."""

@@ -7,10 +7,14 @@ import logging
 import trio
 
 from fs3.api.storage import (
+    DONE_REQUESTS_MAX,
     DUMP,
+    LEARN_DONE,
     SYNC_DONE,
     WRITE,
+    DoneRequest,
     DumpRequest,
+    LearnDoneRequest,
     SyncDoneRequest,
     Update,
     UpdateKind,
@@ -123,6 +127,7 @@ class _Resync:
                     nursery.start_soon(self._one, chunk, borrower)
                 if after is None:
                     break
+        await self._tell_done()
         done = SyncDoneRequest(self._role.chain, self._role.chain_version, self._successor.target)
         await self._node.rpc.call(self._successor.address, SYNC_DONE, done, deadline=self._deadline())
         logger.info(
@@ -133,6 +138,19 @@ class _Resync:
             self._bytes,
             self._node.env.monotonic() - started,
         )
+
+    async def _tell_done(self) -> None:
+        """Tell the successor which requests are done. Those that end from now on pass through it."""
+        role, successor = self._role, self._successor
+        done = [
+            DoneRequest(tag, result.version, result.chunk_length, result.checksum)
+            for tag, result in self._target.channels.done()
+            if result.code == 0
+        ]
+        for at in range(0, len(done), DONE_REQUESTS_MAX):
+            page = tuple(done[at : at + DONE_REQUESTS_MAX])
+            request = LearnDoneRequest(role.chain, role.chain_version, successor.target, page)
+            await self._node.rpc.call(successor.address, LEARN_DONE, request, deadline=self._deadline())
 
     def _deadline(self) -> float:
         return self._node.env.monotonic() + CALL_TIMEOUT_S

@@ -12,6 +12,7 @@ from fs3.api.common import STATUS, Empty, StatusReply
 from fs3.api.mgmtd import TargetReport
 from fs3.api.storage import (
     DUMP,
+    LEARN_DONE,
     QUERY,
     READ,
     REMOVE_FILE,
@@ -21,6 +22,8 @@ from fs3.api.storage import (
     WRITE_UPDATES_MAX,
     DumpReply,
     DumpRequest,
+    LearnDoneReply,
+    LearnDoneRequest,
     QueryReply,
     QueryRequest,
     ReadReply,
@@ -91,6 +94,7 @@ class StorageService:
         server.handle(QUERY, self._query)
         server.handle(REMOVE_FILE, self._remove_file)
         server.handle(DUMP, self._dump)
+        server.handle(LEARN_DONE, self._learn_done)
         server.handle(SYNC_DONE, self._sync_done)
         server.handle(STATUS, self._status)
 
@@ -225,6 +229,17 @@ class StorageService:
         role = self.node.map.role(request.chain, request.chain_version, request.target)
         chunks, more = self.node.target(role).engine.dump(request.after, None, max(1, min(request.limit, _DUMP_MAX)))
         return DumpReply(tuple(chunks), more)
+
+    async def _learn_done(self, request: LearnDoneRequest, call: Call) -> LearnDoneReply:
+        role = self.node.map.role(request.chain, request.chain_version, request.target)
+        if role.state is not PublicState.SYNCING:
+            raise FS3Error(Code.NOT_SERVING, f"target {request.target} is {role.state.name.lower()}")
+        target = self.node.target(role)
+        target.learn(
+            [(done.tag, UpdateResult(0, done.version, done.chunk_length, done.checksum)) for done in request.done],
+            self._env.monotonic(),
+        )
+        return LearnDoneReply()
 
     async def _sync_done(self, request: SyncDoneRequest, call: Call) -> SyncDoneReply:
         role = self.node.map.role(request.chain, request.chain_version, request.target)

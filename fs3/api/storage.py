@@ -215,7 +215,34 @@ class SyncDoneReply:
     pass
 
 
+@dataclass(frozen=True, slots=True)
+class DoneRequest:
+    """The last request done on a channel of a client, and its result. For REMOVE_FILE version is the number of chunks."""
+
+    tag: RequestTag
+    version: int
+    chunk_length: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
+class LearnDoneRequest:
+    """To a target that is being filled, before SYNC_DONE: what its predecessor has done, so that a retry is recognised
+    when this target leads. At most DONE_REQUESTS_MAX at once."""
+
+    chain: int
+    chain_version: int
+    target: int
+    done: tuple[DoneRequest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LearnDoneReply:
+    pass
+
+
 READ_RANGES_MAX = 1024
+DONE_REQUESTS_MAX = 10_000
 WRITE_UPDATES_MAX = 1024
 
 READ = Method(300, "storage.read", ReadRequest, ReadReply)
@@ -225,3 +252,4 @@ QUERY = Method(303, "storage.query", QueryRequest, QueryReply)
 REMOVE_FILE = Method(304, "storage.remove_file", RemoveFileRequest, RemoveFileReply)
 DUMP = Method(305, "storage.dump", DumpRequest, DumpReply)
 SYNC_DONE = Method(306, "storage.sync_done", SyncDoneRequest, SyncDoneReply)
+LEARN_DONE = Method(307, "storage.learn_done", LearnDoneRequest, LearnDoneReply)

@@ -93,3 +93,17 @@ def test_drop_idle() -> None:
         channels.restore(tag(1, channel), RESULT, used)
     assert channels.drop_idle(3.0) == [(7, 1), (7, 2)]
     assert len(channels) == 1
+
+
+def test_what_others_have_done_counts() -> None:
+    ours, theirs = Channels(), Channels()
+    for channel, sequence in ((1, 5), (2, 5), (3, 5), (4, 5)):
+        theirs.finish(RequestTag(9, channel, sequence), UpdateResult(0, sequence, 0, 0), 0.0)
+    theirs.admit(RequestTag(9, 4, 6), 0.0)
+    ours.finish(RequestTag(9, 1, 6), UpdateResult(0, 1, 0, 0), 0.0)
+    ours.admit(RequestTag(9, 2, 4), 0.0)
+    news = [tag for tag, result in theirs.done() if ours.learn(tag, result, 1.0)]
+    assert news == [RequestTag(9, 2, 5), RequestTag(9, 3, 5)]
+    assert ours.admit(RequestTag(9, 1, 5), 2.0)[0] is Admission.STALE
+    assert ours.admit(RequestTag(9, 2, 5), 2.0) == (Admission.REPLAY, UpdateResult(0, 5, 0, 0))
+    assert not ours.learn(RequestTag(9, 3, 5), UpdateResult(0, 1, 0, 0), 3.0)

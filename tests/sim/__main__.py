@@ -48,10 +48,10 @@ def main() -> int:
                 print(f"{name} seed {seed}: {outcome}")
     real_s = time.monotonic() - started
     print(
-        f"{runs} runs, {failures} failures, {undecided} undecided; {virtual_s / 3600:.2f} virtual hours, {operations} operations, {faults} faults"
-        f" in {real_s:.1f} s: {60 * runs / real_s:.0f} seeds a minute, {operations / real_s:.0f} operations a second,"
-        f" {virtual_s / real_s:.0f} times faster than the clock"
+        f"{runs} runs, {failures} failures, {undecided} undecided in {real_s:.1f} s: {60 * runs / real_s:.0f} seeds a minute"
     )
+    print(f"{virtual_s / 3600:.2f} virtual hours, {operations} operations, {faults} faults injected")
+    print(f"{operations / real_s:.0f} operations a second, {virtual_s / real_s:.0f} times faster than the clock")
     return 1 if failures else 0
 
 

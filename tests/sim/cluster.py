@@ -69,6 +69,9 @@ class Shape:
     faults: tuple[str, ...] = ()
     kv_faults: float = 0.0
     workload: str = "chunks"
+    chunks: int = 5
+    think_s: float = 0.0
+    """Between two operations of a worker, on average; 0: the seed chooses."""
     canary: str = ""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import trio
 
@@ -126,7 +127,7 @@ class Platter:
     wear: Wear = field(default_factory=Wear)
     errors: float = 0.0
     """Share of reads, writes and syncs that fail."""
-    fsync_lies: bool = False
+    fsync_lies: ClassVar[bool] = False
     files: dict[str, _Store] = field(default_factory=dict)
     logs: dict[str, _Log] = field(default_factory=dict)
     small: dict[str, bytes] = field(default_factory=dict)

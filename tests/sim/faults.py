@@ -28,6 +28,7 @@ class Faults:
             "crash_mount": lambda: self._crash_one("mount"),
             "partition": self.partition,
             "isolate": self.isolate,
+            "split": self.split,
             "cut": self.cut,
             "slow": self.slow,
             "hang": self.hang,
@@ -151,7 +152,17 @@ class Faults:
             pairs += [(process.name, other.name), (other.name, process.name)]
         self._block(f"{process.name} is isolated from mgmtd", pairs)
 
-    def _block(self, what: str, pairs: list[tuple[str, str]]) -> None:
+    async def split(self) -> None:
+        """A storage daemon or two, with a few clients, are cut off from all the rest for longer than a lease."""
+        storages, clients = self.world.of_kind("storage"), self.world.of_kind("client")
+        away = self.chance.sample(storages, self.chance.randint(1, max(1, len(storages) // 2)))
+        away += self.chance.sample(clients, len(clients) // 2)
+        left = [process.name for process in away]
+        right = [host for host in self._hosts() if host not in left]
+        pairs = [pair for a in left for b in right for pair in ((a, b), (b, a))]
+        self._block(f"{left} are split off", pairs, self.chance.uniform(1, 5) * self.world.shape.lease_ms / 1000)
+
+    def _block(self, what: str, pairs: list[tuple[str, str]], seconds: float = 0) -> None:
         network = self.world.network
         for source, destination in pairs:
             network.block(source, destination)
@@ -160,7 +171,7 @@ class Faults:
             for source, destination in pairs:
                 network.unblock(source, destination)
 
-        self._for_a_while(what, self._duration_s(), heal)
+        self._for_a_while(what, seconds or self._duration_s(), heal)
 
     async def cut(self) -> None:
         hosts = self._hosts()

@@ -21,7 +21,7 @@ class Load:
         self.world = world
         self.history = History()
         self.chance = Random(f"{world.seed}/{self.kind}/load")
-        self.think_s = self.chance.choice((0.03, 0.1, 0.3))
+        self.think_s = world.shape.think_s or self.chance.choice((0.03, 0.1, 0.3))
         self.stop_at = 0.0
         self._active = 0
         self._ended = trio.Event()

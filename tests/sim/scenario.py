@@ -13,6 +13,7 @@ from fs3.client.connect import connect
 from fs3.ids import ROOT_INODE
 from fuse.fs import FileSystem, FsOptions
 from tests.sim import workloads
+from tests.sim.canaries import planted
 from tests.sim.cells import CELLS, FILE_CELLS
 from tests.sim.checkers import check_linearizable, check_replicas
 from tests.sim.cluster import Shape, SimEnv, SimulationError, World, simulate
@@ -32,6 +33,17 @@ SHAPES = {
         Shape("pair", storages=3, replicas=2, targets=2, faults=(*CRASHES, *NETWORK, "crash_mgmtd")),
         Shape("deep", storages=5, replicas=5, targets=1, faults=(*CRASHES, *NETWORK)),
         Shape("single", storages=1, replicas=1, targets=1, faults=("crash", "cut", "slow", "crash_mgmtd")),
+        Shape("hot", chunks=2, think_s=0.04, load_s=8, faults=("crash", "crash", *NETWORK), fault_every_s=0.6),
+        Shape(
+            "sprint",
+            chunks=1,
+            think_s=0.008,
+            load_s=2,
+            clients=4,
+            faults=("slow", "slow", "disk_slow", "hang", "cut", "crash"),
+            fault_every_s=0.2,
+        ),
+        Shape("fence", chunks=2, think_s=0.03, load_s=12, clients=4, faults=("split",), fault_every_s=2.0),
         Shape("disk", faults=("disk_error", "disk_slow", "crash", "full")),
         Shape("files", metas=1, workload="mounts"),
         Shape("files-meta", metas=2, workload="mounts", faults=("crash_meta", "crash_meta", "cut"), kv_faults=0.02),
@@ -70,7 +82,8 @@ def run_seed(seed: int, shape: Shape, *, verbose: bool = False) -> Outcome:
         await SCENARIOS[shape.workload](world)
         result["virtual_s"] = trio.current_time()
 
-    world = simulate(seed, shape, main, verbose=verbose)
+    with planted(shape.canary):
+        world = simulate(seed, shape, main, verbose=verbose)
     return Outcome(
         world.trace.digest(),
         result["virtual_s"],

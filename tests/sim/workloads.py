@@ -15,8 +15,6 @@ from tests.sim.cells import BLOCKS, SMALL, fill, parse
 from tests.sim.cluster import Process, SimEnv, World
 from tests.sim.load import Load
 
-CHUNKS = 5
-
 
 class ChunkLoad(Load):
     """A few chunks as registers of cells."""
@@ -29,7 +27,7 @@ class ChunkLoad(Load):
     def registers(self) -> list[tuple[int, int]]:
         """(chain, inode) of each chunk."""
         chains = self.world.shape.targets * self.world.shape.storages // self.world.shape.replicas
-        return [(1 + number % chains, 1000 + number) for number in range(CHUNKS)]
+        return [(1 + number % chains, 1000 + number) for number in range(self.world.shape.chunks)]
 
     async def live(self, process: Process, env: SimEnv, number: int, started: Callable[[str], None]) -> None:
         async with trio.open_nursery() as nursery:

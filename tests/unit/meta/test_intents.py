@@ -73,6 +73,23 @@ async def test_others_wait_until_the_chunks_are_cut() -> None:
         assert w.chunks.read(await w.getattr(attr.inode))[10:] == bytes(len(DATA) - 10)
 
 
+async def test_who_looks_during_the_cut_is_not_believed_after_it() -> None:
+    async with world() as w:
+        attr = await w.written(R, b"f", DATA)
+        opened = await w.open(attr.inode, Access.WRITE)
+        w.chunks.gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: w.setattr(attr.inode, length=10))
+            await trio.testing.wait_all_tasks_blocked()
+            during = await w.getattr(attr.inode)
+            assert during.truncate_version > opened.truncate_version
+            w.chunks.write(during, 0, b"w" * 1000)  # of this the cut, which is still to come, leaves ten bytes
+            w.chunks.gate.set()
+        settled = await w.close(during, 1000)
+        assert settled.length == 10
+        assert w.chunks.read(settled) == b"w" * 10
+
+
 async def test_a_failing_storage_service_is_the_callers_error_and_the_next_one_finishes() -> None:
     async with world() as w:
         attr = await w.written(R, b"f", DATA)

@@ -144,5 +144,15 @@ class RoutingInfo:
         """The living nodes of a kind, by id."""
         return tuple([n for _, n in sorted(self.nodes.items()) if n.kind == kind and n.alive])
 
+    def capacity(self) -> tuple[int, int]:
+        """(capacity, used) in bytes of content: a chain is as large as the smallest of its serving targets."""
+        capacity = used = 0
+        for chain in self.chains.values():
+            targets = [self.targets[target] for target in chain.serving() if target in self.targets]
+            if targets:
+                capacity += min([target.capacity for target in targets])
+                used += max([target.used for target in targets])
+        return capacity, used
+
 
 EMPTY = RoutingInfo(0, "")

@@ -43,12 +43,12 @@ async def connect(env: Env, addresses: Sequence[str], host: str) -> AsyncIterato
             client = FileClient(env, meta, storage, mgmtd, registration.node)
             registration.renewed = client.reopen_sessions
             nursery.start_soon(client.run_reports)
-            nursery.start_soon(client.run_releases)
+            nursery.start_soon(client.releases.run)
             try:
                 yield client
             finally:
                 if trio.current_effective_deadline() > -math.inf:  # else the connections are being cancelled as well
-                    await client.tell_releases()
+                    await client.releases.tell()
                     await registration.end()
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:

@@ -27,8 +27,6 @@ from ..api.meta import (
     OPEN,
     READDIR,
     READLINK,
-    RELEASE,
-    RELEASES_MAX,
     REMOVE,
     RENAME,
     REPORT,
@@ -53,14 +51,12 @@ from ..api.meta import (
     ReaddirReply,
     ReaddirRequest,
     ReadlinkRequest,
-    ReleaseRequest,
     RemoveReply,
     RemoveRequest,
     RenameFlags,
     RenameReply,
     RenameRequest,
     ReportRequest,
-    SessionRef,
     SetattrRequest,
     SetxattrRequest,
     XattrMode,
@@ -70,9 +66,10 @@ from ..env import Env
 from ..errors import Code, FS3Error
 from ..ids import ChunkId, RequestTag
 from ..layout import FILE_LENGTH_MAX, split
-from ..routing import RoutingInfo, Table
+from ..routing import Table
 from .inode import OpenInode
 from .meta import MetaClient
+from .releases import Releases
 from .storage import ChunkRead, RoutingSource, StorageClient
 
 logger = logging.getLogger("fs3.client.file")
@@ -83,8 +80,6 @@ SYNC_S = 120.0
 SYNC_CHUNKS_MAX = 256
 """Chunks named in one sync request."""
 REPORT_INTERVAL_S = 1.0
-RELEASE_DELAY_S = 0.02
-"""How long an ended session may wait for others, to be told to meta together."""
 PIECES_IN_FLIGHT_MAX = 8
 """Chunks of one large write that are sent at once."""
 
@@ -127,8 +122,7 @@ class FileClient:
         self._storage = storage
         self._mgmtd = mgmtd
         self._inodes: dict[int, OpenInode] = {}  # those with open handles
-        self._released: list[SessionRef] = []  # ended here, not told to meta yet
-        self._release_now = trio.Event()
+        self.releases = Releases(meta, node)
 
     # Names
 
@@ -182,7 +176,7 @@ class FileClient:
             if inode is not None and not inode.hold:
                 inode.hold = session
             else:
-                self._release(reply.replaced, session)
+                self.releases.add(reply.replaced, session)
         return reply
 
     async def readdir(self, caller: Caller, inode: int, after: bytes, limit: int) -> ReaddirReply:
@@ -221,8 +215,8 @@ class FileClient:
         state = self._inodes.get(inode)
         if state is not None and state.dirty and (length is not None or mtime_ns is not None or mtime_now):
             await self._report(state)  # a report after this would set another mtime, or an older length
-        if length is not None:
-            await self._tell_release_of(inode)
+        if length is not None and self.releases.holds(inode):
+            await self.releases.tell()  # as in open
         reply = await self._meta.change(
             SETATTR,
             lambda tag: SetattrRequest(
@@ -244,7 +238,7 @@ class FileClient:
     async def space(self) -> Space:
         """Capacity and use of all chain tables, and the number of inodes."""
         files = (await self._meta.call(STATFS, Empty())).files
-        capacity, used = _capacity(self._mgmtd.routing)
+        capacity, used = self._mgmtd.routing.capacity()
         return Space(capacity, used, files)
 
     async def setxattr(
@@ -288,8 +282,8 @@ class FileClient:
         state = self._inodes.get(inode)
         if state is not None and state.dirty and state.sessions:
             await self._report(state)  # else the reply would be older than what this client wrote
-        if truncate:
-            await self._tell_release_of(inode)
+        if truncate and self.releases.holds(inode):
+            await self.releases.tell()  # to cut a file that nobody has open for writing costs meta much less
         if session or truncate:
             reply = await self._meta.change(
                 OPEN, lambda tag: OpenRequest(tag, caller, self.node, inode, access, truncate, session)
@@ -311,7 +305,7 @@ class FileClient:
                 table = await self._table(layout.table)
             except BaseException:
                 if session:
-                    self._release(attr.inode, session)
+                    self.releases.add(attr.inode, session)
                 raise
         state = self._inodes.get(attr.inode)
         if state is None:
@@ -336,7 +330,7 @@ class FileClient:
                 await self._close_session(state, handle.session)
             elif handle.session:
                 state.sessions.remove(handle.session)
-                self._release(state.id, handle.session)
+                self.releases.add(state.id, handle.session)
         finally:
             state.handles -= 1
             hold = state.hold
@@ -345,7 +339,7 @@ class FileClient:
                     del self._inodes[state.id]
                 if hold:
                     state.hold = 0
-                    self._release(state.id, hold)
+                    self.releases.add(state.id, hold)
 
     async def flush(self, handle: FileHandle) -> None:
         """Settle the length, as close(2) promises, without ending the handle. Free when nothing was written."""
@@ -559,42 +553,13 @@ class FileClient:
         finally:
             state.sessions.remove(session)
 
-    def _release(self, inode: int, session: int) -> None:
-        """End a session that has nothing more to tell; meta hears of it with the next ones, in a moment."""
-        self._released.append(SessionRef(inode, session))
-        self._release_now.set()
-
-    async def run_releases(self) -> None:
-        """Tell meta of ended sessions, until cancelled."""
-        while True:
-            await self._release_now.wait()
-            if len(self._released) < RELEASES_MAX:
-                await trio.sleep(RELEASE_DELAY_S)
-            self._release_now = trio.Event()
-            await self.tell_releases()
-
-    async def tell_releases(self) -> None:
-        """Tell meta now of the sessions that ended here and that nobody is telling it of."""
-        while self._released:
-            batch = tuple(self._released[:RELEASES_MAX])
-            del self._released[: len(batch)]
-            try:
-                await self._meta.change(RELEASE, lambda tag, batch=batch: ReleaseRequest(tag, self.node, batch))  # type: ignore[misc]
-            except FS3Error as error:
-                logger.warning("%d sessions stay open at meta until this client ends: %s", len(batch), error)
-
-    async def _tell_release_of(self, inode: int) -> None:
-        """To cut a file that nobody has open for writing costs meta much less."""
-        if any(ended.inode == inode for ended in self._released):
-            await self.tell_releases()
-
     def _keep(self, attr: Attr, session: int) -> None:
         """A hold was asked for at the removal of a name of this inode: keep it while it serves, else end it."""
         if attr.nlink > 0:
             return  # meta made none
         state = self._inodes.get(attr.inode)
         if state is None or state.hold:
-            self._release(attr.inode, session)
+            self.releases.add(attr.inode, session)
         else:
             state.hold = session
             state.learn(attr)
@@ -627,14 +592,3 @@ class FileClient:
                     return table
                 await self._mgmtd.wait_change(routing.version)
         raise FS3Error(Code.NO_ROUTING, f"chain table {number} is unknown")
-
-
-def _capacity(routing: RoutingInfo) -> tuple[int, int]:
-    """(capacity, used) in bytes of content: a chain is as large as the smallest of its serving targets."""
-    capacity = used = 0
-    for chain in routing.chains.values():
-        targets = [routing.targets[target] for target in chain.serving() if target in routing.targets]
-        if targets:
-            capacity += min(target.capacity for target in targets)
-            used += max(target.used for target in targets)
-    return capacity, used

@@ -48,3 +48,10 @@ def test_routing_finds_nodes() -> None:
     assert routing.node_of(11) == alive and routing.node_of(12) is None and routing.node_of(13) is None
     assert routing.nodes_of(NodeKind.STORAGE) == (alive,) and routing.nodes_of(NodeKind.META) == (meta,)
     assert EMPTY.node_of(11) is None and EMPTY.nodes_of(NodeKind.META) == ()
+
+
+def test_a_chain_is_as_large_as_its_smallest_serving_target() -> None:
+    sizes = {1: (100, 7), 2: (80, 9), 3: (5, 5)}
+    targets = {t: Target(t, t, 1, 1, LocalState.UPTODATE, capacity, used) for t, (capacity, used) in sizes.items()}
+    chains = {7: chain(S, S, O), 8: chain(L, O)}
+    assert RoutingInfo(1, "c", chains, {}, targets, {}).capacity() == (80, 9)

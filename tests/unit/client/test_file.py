@@ -116,7 +116,7 @@ async def test_a_file_unlinked_while_open_for_reading_stays_readable(client: Fil
     assert bytes(await client.read(reading, 0, 100)) == b"still here"
     assert (await client.getattr(file.inode.id)).nlink == 0
     await client.close(reading)
-    await client.tell_releases()
+    await client.releases.tell()
     with pytest.raises(FS3Error) as caught:
         await client.getattr(file.inode.id)
     assert caught.value.code is Code.STALE_HANDLE
@@ -126,7 +126,7 @@ async def test_a_hold_that_nobody_needs_is_given_back(client: FileClient) -> Non
     file = await create(client)
     await client.close(file)
     await client.remove(ROOT_CALLER, ROOT_INODE, b"f", directory=False, hold=True)
-    await client.tell_releases()
+    await client.releases.tell()
     with pytest.raises(FS3Error):
         await client.getattr(file.inode.id)
 

@@ -115,7 +115,7 @@ async def test_unlinked_and_replaced_files_live_until_they_are_closed(live: Live
         assert bytes(await fs.read(replaced.handle, 0, 10)) == b"old"
         await fs.release(reading.handle)
         await fs.release(replaced.handle)
-        await client.tell_releases()
+        await client.releases.tell()
         for inode in (gone, old):
             with pytest.raises(FS3Error) as caught:
                 await client.getattr(inode)

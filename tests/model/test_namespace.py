@@ -602,7 +602,7 @@ async def all_of(txn: Any, tag: bytes) -> list[tuple[bytes, bytes]]:
 
 async def forget_all(w: World, handles: list[Handle]) -> None:
     for handle in handles:
-        await w.close(handle.attr, session=handle.session)
+        await w.close(handle.attr, handle.end, session=handle.session)
     await trio.sleep(6)
     for _ in range(2):
         await w.service.collector.collect()

@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="only this seed")
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--shape", default="", help=f"one of {', '.join(SHAPES)}, or several with commas; all by default")
+    parser.add_argument("--load-s", type=float, help="virtual seconds of load")
     parser.add_argument("--canary", default="", help="plant a bug")
     parser.add_argument("--verbose", action="store_true", help="print the trace with every message, of one seed")
     parser.add_argument("--keep-going", action="store_true", help="count failures instead of stopping at the first")
@@ -29,6 +30,8 @@ def main() -> int:
     for seed in seeds:
         for name in names:
             shape = replace(SHAPES[name], canary=options.canary)
+            if options.load_s is not None:
+                shape = replace(shape, load_s=options.load_s)
             try:
                 outcome = run_seed(seed, shape, verbose=options.verbose)
             except SimulationError as error:

@@ -46,6 +46,19 @@ async def check_replicas(world: World) -> int:
     return chunks
 
 
+async def count_chunks(world: World) -> int:
+    """How many chunks the heads hold, whatever is being done to them."""
+    assert world.mgmtd is not None and world.rpc is not None and world.env is not None
+    chunks = 0
+    for chain in world.mgmtd.routing.chains.values():
+        head = chain.serving()[0]
+        node = world.mgmtd.routing.node_of(head)
+        assert node is not None
+        request = DumpRequest(chain.id, chain.version, head, None)
+        chunks += len((await world.rpc.call(node.address, DUMP, request, deadline=world.env.monotonic() + 10)).chunks)
+    return chunks
+
+
 Content = dict[ChunkId, tuple[int, int, int, bytes]]
 
 

@@ -15,7 +15,7 @@ from fuse.fs import FileSystem, FsOptions
 from tests.sim import workloads
 from tests.sim.canaries import planted
 from tests.sim.cells import CELLS, FILE_CELLS
-from tests.sim.checkers import check_linearizable, check_replicas
+from tests.sim.checkers import check_linearizable, check_replicas, count_chunks
 from tests.sim.cluster import Shape, SimEnv, SimulationError, World, simulate
 from tests.sim.faults import Faults
 from tests.sim.mounts import NAMESPACE, ROOT, MountLoad
@@ -154,10 +154,11 @@ async def mounts(world: World) -> None:
         for name in (b"file0", b"file1", b"file2", b"log"):
             await fs.unlink(ROOT, ROOT_INODE, name)
         with trio.move_on_after(world.shape.settle_s) as scope:
-            while await check_replicas(world):  # noqa: ASYNC110 (nothing tells of it)
+            while await count_chunks(world):  # noqa: ASYNC110 (nothing tells of it)
                 await trio.sleep(1)
         if scope.cancelled_caught:
             raise SimulationError("chunks of removed files are left")
+        await check_replicas(world)
         tasks.cancel_scope.cancel()
 
 

@@ -67,6 +67,9 @@ class ChunkLoad(Load):
                 lambda: self._length(storage.truncate(chain, chunk, bounds[end], size, deadline=deadline)),
             )
         else:
+            # Over a change of head a removal may be done twice: its tag is known to the head alone, and who asks for it
+            # (the collector, a truncation) asks again anyway.
+            self.history.call(number, inode, ("remove",))
             await self._change(
                 number, inode, ("remove",), lambda: _nothing(storage.remove_file(chain, inode, 0, deadline=deadline))
             )

@@ -56,3 +56,14 @@ class SlotAllocator:
     def punched(self, numbers: Iterable[int]) -> None:
         """Their space was given back."""
         self._punched.extend(numbers)
+
+
+def runs(numbers: list[int]) -> list[tuple[int, int]]:
+    """(first, count) of the runs of neighbours in sorted numbers."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and found[-1][0] + found[-1][1] == number:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((number, 1))
+    return found

@@ -12,6 +12,7 @@ from functools import lru_cache
 from fs3.checksum import BLOCK_SIZE, Buffer, crc32c
 
 _ZEROS = bytes(BLOCK_SIZE)
+_ZERO_PIECE = bytes(1024 * 1024)
 
 
 @lru_cache(maxsize=2048)
@@ -81,3 +82,17 @@ def cut(packed: bytes, new_length: int, last: Buffer) -> bytes:
     assert len(last) == rest
     kept = packed[: 4 * whole]
     return kept + crc32c(last).to_bytes(4, "little") if rest else kept
+
+
+def zeros(length: int) -> list[Buffer]:
+    """Buffers of `length` zero bytes in all."""
+    whole, rest = divmod(length, len(_ZERO_PIECE))
+    parts: list[Buffer] = [_ZERO_PIECE] * whole
+    if rest:
+        parts.append(memoryview(_ZERO_PIECE)[:rest])
+    return parts
+
+
+def zeros_head(offset: int) -> int:
+    """The checksum of the zeros that stand before `offset` in its block."""
+    return at(extended(b"", 0, offset), offset // BLOCK_SIZE) if offset % BLOCK_SIZE else 0

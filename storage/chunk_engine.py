@@ -19,7 +19,6 @@ import logging
 from collections.abc import Iterable, Sequence
 
 import trio
-from sortedcontainers import SortedList
 
 from fs3.api.storage import ChunkMeta, Update, UpdateKind, UpdateResult
 from fs3.checksum import BLOCK_SIZE, Buffer, block_checksums, crc32c
@@ -27,9 +26,10 @@ from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId, RequestTag
 
 from . import blocks
-from .allocator import SlotAllocator
+from .allocator import SlotAllocator, runs
 from .disk import Disk, DiskFile
 from .engine import Engine, ReadData
+from .index import ChunkIndex
 from .records import (
     CHANNEL,
     CHUNK,
@@ -55,7 +55,6 @@ logger = logging.getLogger("fs3.storage.engine")
 SHIFT_MIN = 16
 SHIFT_MAX = 26
 PATCH_SIZE_MAX = 64 * 1024
-_ZERO_PIECE = bytes(1024 * 1024)
 _EMPTY = memoryview(b"")
 _PUNCH_BYTES_KEPT = 64 * 1024 * 1024
 _PUNCH_SLOTS_PER_TURN = 256
@@ -85,8 +84,7 @@ class ChunkEngine(Engine):
         self._space = space
         self._records = disk.open_records(f"{folder}/records")
         self._classes: dict[int, _SizeClass] = {}
-        self._index: dict[int, dict[int, Record]] = {}  # inode -> index in the file -> record
-        self._inodes: SortedList = SortedList()  # the keys of _index
+        self._index = ChunkIndex()
         self._pending: set[ChunkId] = set()
         self._channels: list[tuple[RequestTag, UpdateResult]] = []
         self._changes = 0  # counts what sync() has to make durable
@@ -104,7 +102,7 @@ class ChunkEngine(Engine):
             if kind == CHUNK:
                 chunk = ChunkId.unpack(key[1:])
                 record = decode_record(value)
-                self._insert(chunk, record)
+                self._index.insert(chunk, record)
                 for version in (record.committed, record.pending):
                     if version is not None and version.slot is not None:
                         used.setdefault(version.slot.shift, set()).add(version.slot.number)
@@ -124,7 +122,7 @@ class ChunkEngine(Engine):
 
     def _load_patch(self, chunk: ChunkId, value: bytes) -> None:
         number, patch = decode_patch(value)
-        record = self._find(chunk)
+        record = self._index.find(chunk)
         committed = record.committed if record is not None else None
         pending = record.pending if record is not None else None
         if pending is not None and pending.patched and pending.number == number:
@@ -152,52 +150,17 @@ class ChunkEngine(Engine):
 
     # The index
 
-    def _find(self, chunk: ChunkId) -> Record | None:
-        of_inode = self._index.get(chunk.inode)
-        return of_inode.get(chunk.index) if of_inode is not None else None
-
-    def _insert(self, chunk: ChunkId, record: Record) -> None:
-        of_inode = self._index.get(chunk.inode)
-        if of_inode is None:
-            of_inode = self._index[chunk.inode] = {}
-            self._inodes.add(chunk.inode)
-        of_inode[chunk.index] = record
-
-    def _delete(self, chunk: ChunkId) -> None:
-        of_inode = self._index[chunk.inode]
-        del of_inode[chunk.index]
-        if not of_inode:
-            del self._index[chunk.inode]
-            self._inodes.remove(chunk.inode)
-
     def get(self, chunk: ChunkId) -> Record | None:
-        return self._find(chunk)
+        return self._index.find(chunk)
 
     def pending(self) -> list[ChunkId]:
         return sorted(self._pending)
 
     def chunks_of(self, inode: int, first_index: int) -> list[tuple[ChunkId, int]]:
-        found = self._index.get(inode, {})
-        return [
-            (ChunkId(inode, index), committed.length)
-            for index in sorted(found)
-            if index >= first_index and (committed := found[index].committed) is not None
-        ]
+        return self._index.chunks_of(inode, first_index)
 
     def dump(self, after: ChunkId | None, until: ChunkId | None, limit: int) -> tuple[list[ChunkMeta], bool]:
-        metas: list[ChunkMeta] = []
-        for inode in self._inodes.irange(after.inode if after is not None else None, until.inode if until else None):
-            of_inode = self._index[inode]
-            for index in sorted(of_inode):
-                chunk = ChunkId(inode, index)
-                if after is not None and chunk <= after:
-                    continue
-                if until is not None and chunk > until:
-                    return metas, False
-                if len(metas) == limit:
-                    return metas, True
-                metas.append(_meta(chunk, of_inode[index]))
-        return metas, False
+        return self._index.dump(after, until, limit)
 
     def used_bytes(self) -> int:
         return sum(entry.slots.in_use << shift for shift, entry in self._classes.items())
@@ -235,7 +198,7 @@ class ChunkEngine(Engine):
         if not numbers:
             return
         try:
-            for first, count in _runs(sorted(numbers)):
+            for first, count in runs(sorted(numbers)):
                 await entry.file.punch(first << entry.shift, count << entry.shift)
         finally:
             entry.slots.punched(numbers)
@@ -256,7 +219,7 @@ class ChunkEngine(Engine):
         try:
             self._install(update.chunk, fresh, commit, remember)
         except BaseException:
-            record = self._find(update.chunk)
+            record = self._index.find(update.chunk)
             base = record.committed if record is not None else None
             if fresh.slot is not None and (base is None or base.slot is not fresh.slot):
                 self._free(fresh.slot)
@@ -265,7 +228,7 @@ class ChunkEngine(Engine):
 
     async def _build(self, update: Update, version: int, chain_version: int, data: memoryview) -> StoredVersion:
         """Write the content of the version that the update makes of the committed one."""
-        record = self._find(update.chunk)
+        record = self._index.find(update.chunk)
         base = record.committed if record is not None else None
         made = StoredVersion(version, chain_version, 0, b"", update.tag)
         kind = update.kind
@@ -286,8 +249,10 @@ class ChunkEngine(Engine):
                 await self._write_fresh(made, size_class(end), [data], blocks.pack(update.checksums))
                 return
             # Nothing but zeros before what is written.
-            packed = blocks.overwritten(blocks.extended(b"", 0, offset), offset, data, update.checksums, _zeros_head(offset))
-            await self._write_fresh(made, size_class(end), [*_zeros(offset), data], packed)
+            packed = blocks.overwritten(
+                blocks.extended(b"", 0, offset), offset, data, update.checksums, blocks.zeros_head(offset)
+            )
+            await self._write_fresh(made, size_class(end), [*blocks.zeros(offset), data], packed)
         elif offset >= base.length:
             await self._append(made, base, update, data)
         elif end <= base.length and len(data) <= min(PATCH_SIZE_MAX, base.length // 4):
@@ -306,7 +271,7 @@ class ChunkEngine(Engine):
         if len(data):
             head = blocks.at(packed, offset // BLOCK_SIZE) if offset % BLOCK_SIZE else 0
             packed = blocks.overwritten(packed, offset, data, update.checksums, head)
-        parts = [*_zeros(offset - base.length), data] if offset > base.length else [data]
+        parts = [*blocks.zeros(offset - base.length), data] if offset > base.length else [data]
         if self._may_append(update.chunk, base, end):
             self._space.take(end - base.length)
             entry = self._class(slot.shift)
@@ -324,7 +289,7 @@ class ChunkEngine(Engine):
         """
         slot = base.slot
         assert slot is not None
-        record = self._find(chunk)
+        record = self._index.find(chunk)
         pending = record.pending if record is not None else None
         needed = pending is not None and pending.slot is slot and pending.length > base.length
         return end <= slot.size and not slot.pins and not needed
@@ -334,12 +299,12 @@ class ChunkEngine(Engine):
         if length == 0:
             return
         if base is None or base.slot is None:
-            await self._write_fresh(made, size_class(length), list(_zeros(length)), blocks.extended(b"", 0, length))
+            await self._write_fresh(made, size_class(length), list(blocks.zeros(length)), blocks.extended(b"", 0, length))
             return
         slot = base.slot
         if length > base.length:
             packed = blocks.extended(base.checksums, base.length, length)
-            parts = list(_zeros(length - base.length))
+            parts = list(blocks.zeros(length - base.length))
             if self._may_append(update.chunk, base, length):
                 self._space.take(length - base.length)
                 entry = self._class(slot.shift)
@@ -411,7 +376,7 @@ class ChunkEngine(Engine):
 
     def _install(self, chunk: ChunkId, fresh: StoredVersion, commit: bool, remember: bool) -> None:
         """Write the record of a version whose content is in place, then let go of what it supersedes."""
-        record = self._find(chunk) or Record()
+        record = self._index.find(chunk) or Record()
         committed = fresh if commit else record.committed
         pending = None if commit else fresh
         key = chunk_key(chunk)
@@ -439,7 +404,7 @@ class ChunkEngine(Engine):
             self._apply(fresh, fresh.patch)
 
     def commit(self, chunk: ChunkId, chain_version: int, *, remember: bool) -> StoredVersion:
-        record = self._find(chunk)
+        record = self._index.find(chunk)
         assert record is not None and record.pending is not None, "commit of a chunk without a pending version"
         fresh = record.pending
         former_chain_version, fresh.chain_version = fresh.chain_version, chain_version
@@ -451,7 +416,7 @@ class ChunkEngine(Engine):
         return fresh
 
     def drop_pending(self, chunk: ChunkId) -> None:
-        record = self._find(chunk)
+        record = self._index.find(chunk)
         if record is None or record.pending is None:
             return
         # A patch that is stored belonged to the pending version, or is applied already.
@@ -479,14 +444,14 @@ class ChunkEngine(Engine):
         if record.committed is None and record.pending is None:
             if committed is None and pending is None:
                 return
-            self._insert(chunk, record)
+            self._index.insert(chunk, record)
         record.committed, record.pending, record.patch_stored = committed, pending, patch_stored
         if pending is not None:
             self._pending.add(chunk)
         else:
             self._pending.discard(chunk)
             if committed is None:
-                self._delete(chunk)
+                self._index.delete(chunk)
 
     def _apply(self, version: StoredVersion, patch: Patch) -> None:
         """Bring a committed patch to its place. No await: nobody sees the record without the bytes."""
@@ -502,7 +467,7 @@ class ChunkEngine(Engine):
 
     async def read(self, chunk: ChunkId, offset: int, length: int) -> ReadData:
         while True:
-            record = self._find(chunk)
+            record = self._index.find(chunk)
             version = record.committed if record is not None else None
             if version is None:
                 return ReadData(_EMPTY, (), 0, 0)
@@ -547,7 +512,7 @@ class ChunkEngine(Engine):
         return tuple(values)
 
     async def read_whole(self, chunk: ChunkId, *, pending: bool) -> memoryview:
-        record = self._find(chunk)
+        record = self._index.find(chunk)
         assert record is not None
         version = record.pending if pending else record.committed
         assert version is not None
@@ -628,36 +593,3 @@ class ChunkEngine(Engine):
 def _channel_record(version: StoredVersion) -> tuple[bytes, bytes]:
     tag = version.tag
     return channel_key(tag.client, tag.channel), encode_channel(tag.sequence, version.result())
-
-
-def _meta(chunk: ChunkId, record: Record) -> ChunkMeta:
-    committed = record.committed
-    pending = record.pending.number if record.pending is not None else 0
-    if committed is None:
-        return ChunkMeta(chunk, 0, 0, pending, 0, 0)
-    return ChunkMeta(
-        chunk, committed.number, committed.chain_version, pending, committed.length, crc32c(committed.checksums)
-    )
-
-
-def _zeros(length: int) -> list[Buffer]:
-    whole, rest = divmod(length, len(_ZERO_PIECE))
-    parts: list[Buffer] = [_ZERO_PIECE] * whole
-    if rest:
-        parts.append(memoryview(_ZERO_PIECE)[:rest])
-    return parts
-
-
-def _zeros_head(offset: int) -> int:
-    return blocks.at(blocks.extended(b"", 0, offset), offset // BLOCK_SIZE) if offset % BLOCK_SIZE else 0
-
-
-def _runs(numbers: list[int]) -> list[tuple[int, int]]:
-    """(first, count) of the runs of neighbours in sorted numbers."""
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and runs[-1][0] + runs[-1][1] == number:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((number, 1))
-    return runs

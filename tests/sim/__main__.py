@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 
 from tests.sim.cluster import SimulationError
-from tests.sim.scenario import SHAPES, run_seed
+from tests.sim.scenario import SHAPES, UNMET, run_seed
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
     virtual_s = 0.0
     for seed in seeds:
         for name in names:
-            shape = replace(SHAPES[name], canary=options.canary)
+            shape = replace((SHAPES | UNMET)[name], canary=options.canary)
             if options.load_s is not None:
                 shape = replace(shape, load_s=options.load_s)
             try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import trio
 
+from fs3.api.meta import FileKind
 from fs3.client.connect import connect
 from fs3.ids import ROOT_INODE
 from fuse.fs import FileSystem, FsOptions
@@ -17,8 +18,10 @@ from tests.sim.canaries import planted
 from tests.sim.cells import CELLS, FILE_CELLS
 from tests.sim.checkers import check_linearizable, check_replicas, count_chunks
 from tests.sim.cluster import Shape, SimEnv, SimulationError, World, simulate
+from tests.sim.durable import DurableLoad
 from tests.sim.faults import Faults
 from tests.sim.mounts import NAMESPACE, ROOT, MountLoad
+from tests.sim.own import OwnFileLoad
 
 CRASHES = ("crash", "crash", "crash_many")
 NETWORK = ("partition", "isolate", "cut", "slow", "hang")
@@ -55,9 +58,28 @@ SHAPES = {
             faults=(*CRASHES, *NETWORK, "crash_mgmtd", "crash_meta", "crash_mount", "disk_slow"),
             kv_faults=0.02,
         ),
+        Shape("own", metas=1, chunk_size=64 * 1024, workload="own-files"),
+        Shape(
+            "own-all",
+            mgmtds=2,
+            metas=2,
+            chunk_size=64 * 1024,
+            workload="own-files",
+            faults=(*CRASHES, *NETWORK, "crash_mgmtd", "crash_meta", "crash_meta", "crash_mount", "disk_slow"),
+            kv_faults=0.02,
+        ),
+        Shape("fsync", think_s=0.03, load_s=6, workload="durable", faults=("cut",)),
+    )
+}
+
+UNMET = {
+    shape.name: shape
+    for shape in (
+        Shape("fsync-overwrite", think_s=0.03, load_s=6, workload="durable-overwrite", faults=("cut",)),
         Shape("power", faults=("power",), fault_every_s=2.0),
     )
 }
+"""What the product does not hold yet; run by name only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +150,28 @@ async def settle(world: World, finished: Callable[[], object]) -> None:
         raise SimulationError(f"not at rest {world.shape.settle_s:.0f} s after healing: {states}")
 
 
+async def durable(world: World, overwrite: bool = False) -> None:
+    """All storage hosts lose power in the middle of the load. What was synced is there afterwards."""
+    await world.start()
+    assert world.env is not None and world.rpc is not None and world.mgmtd is not None
+    load = DurableLoad(world, overwrite=overwrite)
+    load.start()
+    faults = Faults(world)
+    world.nursery.start_soon(faults.run)
+    await trio.sleep(world.shape.load_s * world.chance.random())
+    for process in world.of_kind("client"):
+        process.crash()
+        process.supervised = False
+    for process in world.of_kind("storage"):
+        process.crash(power=True)
+        world.platters[process.name].lose_power()
+    world.faults["power_all"] = 1
+    await trio.sleep(0.5)
+    faults.heal()
+    await settle(world, trio.lowlevel.checkpoint)
+    await load.check(workloads.StorageClient(world.env, world.rpc, world.mgmtd, 1, "operator"), world.env)
+
+
 async def mounts(world: World) -> None:
     """Load through mounts. Afterwards all files are removed, and no chunk may be left."""
     await world.start()
@@ -151,15 +195,49 @@ async def mounts(world: World) -> None:
         world.undecided += not check_linearizable(load.content, FILE_CELLS)
         await load.check_log(fs)
         await check_replicas(world)
-        for name in (b"file0", b"file1", b"file2", b"log"):
-            await fs.unlink(ROOT, ROOT_INODE, name)
-        with trio.move_on_after(world.shape.settle_s) as scope:
-            while await count_chunks(world):  # noqa: ASYNC110 (nothing tells of it)
-                await trio.sleep(1)
-        if scope.cancelled_caught:
-            raise SimulationError("chunks of removed files are left")
-        await check_replicas(world)
+        await remove_all(world, fs)
         tasks.cancel_scope.cancel()
 
 
-SCENARIOS = {"chunks": chunks, "mounts": mounts}
+async def own_files(world: World) -> None:
+    """Files with one writer each. Afterwards another mount sees what was closed; all is removed and no chunk left."""
+    await world.start()
+    load = OwnFileLoad(world)
+    operator = SimEnv(world.network.host("janitor"), random.Random(f"{world.seed}/janitor"), 0, 1, 0)
+    async with connect(operator, world.mgmtd_addresses, "janitor") as client, trio.open_nursery() as tasks:
+        fs = FileSystem(client, tasks, FsOptions(0, 0, 0))
+        load.start()
+        faults = Faults(world)
+        world.nursery.start_soon(faults.run)
+        await trio.sleep(world.shape.load_s)
+        faults.heal()
+        await settle(world, load.finished)
+        await load.check(fs)
+        await remove_all(world, fs)
+        tasks.cancel_scope.cancel()
+
+
+async def remove_all(world: World, fs: FileSystem) -> None:
+    """Remove all files of the root: the collector must then remove all chunks."""
+    handle, cookie = await fs.opendir(ROOT, ROOT_INODE), 0
+    names = []
+    while entries := await fs.readdir(handle, cookie):
+        names += [name for name, attr, _ in entries if attr.kind is FileKind.FILE]
+        cookie = entries[-1][2]
+    for name in names:
+        await fs.unlink(ROOT, ROOT_INODE, name)
+    with trio.move_on_after(world.shape.settle_s) as scope:
+        while await count_chunks(world):  # noqa: ASYNC110 (nothing tells of it)
+            await trio.sleep(1)
+    if scope.cancelled_caught:
+        raise SimulationError("chunks of removed files are left")
+    await check_replicas(world)
+
+
+SCENARIOS = {
+    "own-files": own_files,
+    "chunks": chunks,
+    "mounts": mounts,
+    "durable": durable,
+    "durable-overwrite": lambda world: durable(world, overwrite=True),
+}

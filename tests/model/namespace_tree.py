@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fs3.api.meta import Attr, Caller, FileKind, RenameFlags

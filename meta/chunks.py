@@ -9,7 +9,7 @@ import trio
 
 from fs3.client.storage import StorageClient
 from fs3.errors import Code, FS3Error
-from fs3.ids import ChunkId
+from fs3.ids import ChunkId, RequestTag
 from fs3.layout import FileLayout, file_chains
 from fs3.routing import RoutingInfo
 
@@ -26,8 +26,14 @@ class ChunkStore(Protocol):
     async def remove(self, inode: int, layout: FileLayout, bound: int, *, deadline: float) -> None:
         """Remove all chunks of a file."""
 
-    async def truncate(self, inode: int, layout: FileLayout, length: int, bound: int, *, deadline: float) -> None:
-        """Remove all bytes at and behind `length`. Adds none."""
+    async def truncate(
+        self, inode: int, layout: FileLayout, length: int, bound: int, version: int, *, deadline: float
+    ) -> None:
+        """Remove all bytes at and behind `length`. Adds none.
+
+        version: of this truncation, of which no other one of the file has the like. Daemons that do the same truncation do
+        it once together: what one of them has sent and given up must not cut off what was written after another was done.
+        """
 
     async def file_length(self, inode: int, layout: FileLayout, *, deadline: float) -> int:
         """The end of the last byte that the chains hold."""
@@ -62,13 +68,15 @@ class RoutedChunks:
 
         await _each(chains_of(layout, self._table(layout), 0, bound), one)
 
-    async def truncate(self, inode: int, layout: FileLayout, length: int, bound: int, *, deadline: float) -> None:
+    async def truncate(
+        self, inode: int, layout: FileLayout, length: int, bound: int, version: int, *, deadline: float
+    ) -> None:
         table = self._table(layout)
         index, rest = divmod(length, layout.chunk_size)
         first = index + (rest > 0)
 
         async def one(chain: int) -> None:
-            await self._storage.remove_file(chain, inode, first, deadline=deadline)
+            await self._storage.remove_file(chain, inode, first, deadline=deadline, tag=_tag(inode, version, 1))
 
         await _each(chains_of(layout, table, first, bound), one)
         if rest:
@@ -76,7 +84,8 @@ class RoutedChunks:
             chain = chains[index % len(chains)]
             found = await self._storage.query(chain, inode, index, deadline=deadline)
             if found.last_index == index and found.last_length > rest:
-                await self._storage.truncate(chain, ChunkId(inode, index), rest, layout.chunk_size, deadline=deadline)
+                chunk, tag = ChunkId(inode, index), _tag(inode, version, 2)
+                await self._storage.truncate(chain, chunk, rest, layout.chunk_size, deadline=deadline, tag=tag)
 
     async def file_length(self, inode: int, layout: FileLayout, *, deadline: float) -> int:
         longest = 0
@@ -89,6 +98,11 @@ class RoutedChunks:
 
         await _each(file_chains(layout, self._table(layout)), one)
         return longest
+
+
+def _tag(inode: int, version: int, step: int) -> RequestTag:
+    """Names a step of a truncation for all daemons that may do it. Ids of clients are odd, so that this is nobody's."""
+    return RequestTag(2 * inode, version, step)
 
 
 async def _each(chains: Iterable[int], one: Callable[[int], Awaitable[None]]) -> None:

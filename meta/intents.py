@@ -126,7 +126,8 @@ class Intents:
         deadline = ctx.env.monotonic() + WORK_MS / 1000
         length = 0
         if mine.kind == INTENT_TRUNCATE:
-            await self._chunks.truncate(inode, layout.layout(), mine.length, mine.bound, deadline=deadline)
+            version = layout.truncate_version
+            await self._chunks.truncate(inode, layout.layout(), mine.length, mine.bound, version, deadline=deadline)
         else:
             length = await self._chunks.file_length(inode, layout.layout(), deadline=deadline)
         await transact(ctx.engine, lambda txn: self._finish(txn, inode, mine, length), env=ctx.env, idempotent=True)

@@ -316,9 +316,14 @@ class StorageClient:
             chain, chunk, UpdateKind.WRITE, offset, len(data), chunk_size, deadline, checksums, (data,)
         )
 
-    async def truncate(self, chain: int, chunk: ChunkId, length: int, chunk_size: int, *, deadline: float) -> UpdateResult:
-        """Make a chunk `length` bytes long, cutting it or adding zeros; one that is absent is made only if length > 0."""
-        return await self._update(chain, chunk, UpdateKind.TRUNCATE, 0, length, chunk_size, deadline)
+    async def truncate(
+        self, chain: int, chunk: ChunkId, length: int, chunk_size: int, *, deadline: float, tag: RequestTag | None = None
+    ) -> UpdateResult:
+        """Make a chunk `length` bytes long, cutting it or adding zeros; one that is absent is made only if length > 0.
+
+        tag: see remove_file.
+        """
+        return await self._update(chain, chunk, UpdateKind.TRUNCATE, 0, length, chunk_size, deadline, tag=tag)
 
     async def _update(
         self,
@@ -331,6 +336,7 @@ class StorageClient:
         deadline: float,
         checksums: tuple[int, ...] = (),
         payload: Sequence[Part] = (),
+        tag: RequestTag | None = None,
     ) -> UpdateResult:
         assert offset >= 0 and offset + length <= chunk_size, (offset, length, chunk_size)
 
@@ -347,10 +353,15 @@ class StorageClient:
 
             return await self._at_head(f"{kind.name} of {chunk}", chain_id, send, deadline, length)
 
-        return await self._tagged(update)
+        return await (self._tagged(update) if tag is None else update(tag))
 
-    async def remove_file(self, chain: int, inode: int, first_index: int, *, deadline: float) -> int:
-        """Remove a file's chunks on a chain from first_index on; returns how many there were."""
+    async def remove_file(
+        self, chain: int, inode: int, first_index: int, *, deadline: float, tag: RequestTag | None = None
+    ) -> int:
+        """Remove a file's chunks on a chain from first_index on; returns how many there were.
+
+        tag: the caller's own name for this request, by which several processes may ask for it: it is done once among them.
+        """
         removed = 0
         more = True
         while more:
@@ -362,7 +373,8 @@ class StorageClient:
 
                 return await self._at_head(f"removal of inode {inode}", chain, send, deadline)
 
-            reply = await self._tagged(step)
+            # With a tag of its own a request that has left chunks is not done yet, so that the same tag goes on with it.
+            reply = await (self._tagged(step) if tag is None else step(tag))
             removed += reply.removed
             more = reply.more
         return removed

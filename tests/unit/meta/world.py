@@ -66,7 +66,9 @@ class FakeChunks:
                 del self.chunks[number, index]
                 await self.step()
 
-    async def truncate(self, inode: int, layout: FileLayout, length: int, bound: int, *, deadline: float) -> None:
+    async def truncate(
+        self, inode: int, layout: FileLayout, length: int, bound: int, version: int, *, deadline: float
+    ) -> None:
         await self._begin("truncate")
         for (number, index), data in list(self.chunks.items()):
             start = index * layout.chunk_size

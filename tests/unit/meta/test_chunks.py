@@ -1,0 +1,49 @@
+"""What the metadata service sends to the storage service."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from fs3.api.storage import QueryReply
+from fs3.client.storage import StorageClient
+from fs3.ids import ChunkId, RequestTag
+from fs3.layout import FileLayout
+from fs3.routing import RoutingInfo, Table
+from meta.chunks import RoutedChunks
+
+SIZE = 64 * 1024
+
+
+class Sent:
+    """Stands for the storage client: notes what it is asked to do."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, int, RequestTag | None]] = []
+
+    async def remove_file(self, chain: int, inode: int, first: int, *, deadline: float, tag: Any = None) -> int:
+        self.sent.append(("remove", chain, tag))
+        return 0
+
+    async def query(self, chain: int, inode: int, first: int, *, deadline: float) -> QueryReply:
+        return QueryReply(1, first, SIZE, SIZE)
+
+    async def truncate(self, chain: int, chunk: ChunkId, length: int, size: int, *, deadline: float, tag: Any) -> None:
+        self.sent.append(("truncate", chain, tag))
+
+
+async def truncated(version: int) -> list[tuple[str, int, RequestTag | None]]:
+    sent = Sent()
+    routing = RoutingInfo(1, "c", {}, {1: Table(1, 1, (1, 2), 1)})
+    chunks = RoutedChunks(cast(StorageClient, sent), lambda: routing)
+    await chunks.truncate(77, FileLayout(1, 1, SIZE, 2, 5), SIZE // 2, -1, version, deadline=1.0)
+    return sorted(sent.sent)
+
+
+async def test_daemons_that_do_the_same_truncation_send_the_same_requests() -> None:
+    """So that the storage service does them once, however late one of them arrives."""
+    first = await truncated(4)
+    assert [what for what, _, _ in first] == ["remove", "remove", "truncate"]
+    assert await truncated(4) == first
+    tags = [tag for _, _, tag in first]
+    assert None not in tags
+    assert not set(tags) & {tag for _, _, tag in await truncated(6)}

@@ -31,7 +31,7 @@ from fs3.env import Env
 from fs3.errors import Code, FS3Error
 from fs3.kv.base import KVEngine, Txn
 from fs3.kv.memory import MemoryEngine
-from fs3.routing import PublicState, RoutingInfo
+from fs3.routing import ChainTarget, PublicState, RoutingInfo
 from fs3.rpc.client import RpcClient
 from fs3.transport.base import Transport
 from fs3.wire.frame import Frame
@@ -128,9 +128,10 @@ class SimEnv(Env):
 class KVPort(KVEngine):
     """The shared store as one incarnation of a process sees it."""
 
-    def __init__(self, world: World, chance: random.Random) -> None:
+    def __init__(self, world: World, name: str, chance: random.Random) -> None:
         self._engine = world.kv
         self._world = world
+        self._name = name
         self.chance = chance
         self.unplugged = False
 
@@ -141,6 +142,9 @@ class KVPort(KVEngine):
         if self.unplugged:
             await trio.sleep(0.5)
             raise FS3Error(Code.KV_UNAVAILABLE, "unplugged")
+        slow_s = self._world.kv_slow_s.get(self._name, 0.0)
+        if slow_s:
+            await trio.sleep(self.chance.random() * slow_s)
         if self.chance.random() < 0.2:
             await trio.sleep(self.chance.expovariate(2000))
             if self.unplugged:
@@ -294,6 +298,8 @@ class World:
         self.nursery = nursery
         self.trace = Trace()
         self.over = False
+        self.kv_slow_s: dict[str, float] = {}  # process -> how long the store takes to answer it, at most
+        self._chains: dict[tuple[str, int, int], tuple[ChainTarget, ...]] = {}
         self.stormy = False
         """Whether faults are being injected."""
         self.chance = random.Random(f"{seed}/world")
@@ -340,6 +346,13 @@ class World:
             for process in self.of_kind("meta"):
                 await process.ready.wait()
 
+    def saw(self, info: RoutingInfo) -> None:
+        """Somebody learned this routing: a version of a chain stands for one state only, so for one head."""
+        for chain in info.chains.values():
+            known = self._chains.setdefault((info.cluster, chain.id, chain.version), chain.targets)
+            if known != chain.targets:
+                raise SimulationError(f"chain {chain.id} version {chain.version} is {known} and {chain.targets}")
+
     def serving(self, routing: RoutingInfo) -> bool:
         chains = routing.chains.values()
         return bool(chains) and all(t.state is PublicState.SERVING for chain in chains for t in chain.targets)
@@ -368,7 +381,7 @@ def _mgmtd(number: int) -> Body:
 
 def _kv_port(process: Process) -> KVPort:
     world = process.world
-    port = KVPort(world, random.Random(f"{world.seed}/{process.name}/kv{process.lives}"))
+    port = KVPort(world, process.name, random.Random(f"{world.seed}/{process.name}/kv{process.lives}"))
 
     def unplug() -> None:
         port.unplugged = True
@@ -428,6 +441,22 @@ class _Log(logging.Handler):
 
 
 @contextmanager
+def _watched(world: World) -> Iterator[None]:
+    """While this lasts, the world sees all routing that anybody learns."""
+    real = MgmtdClient._take
+
+    def take(self: MgmtdClient, info: RoutingInfo) -> None:
+        world.saw(info)
+        real(self, info)
+
+    MgmtdClient._take = take  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        MgmtdClient._take = real  # type: ignore[method-assign]
+
+
+@contextmanager
 def _deterministic(seed: int) -> Iterator[None]:
     """Seeded scheduling, and no garbage collection whose moment depends on the process's past."""
     runner = trio._core._run
@@ -462,7 +491,8 @@ def simulate(seed: int, shape: Shape, main: Callable[[World], Awaitable[None]], 
             root.setLevel(logging.INFO)
             root.propagate = False
             try:
-                await main(world)
+                with _watched(world):
+                    await main(world)
                 world.trace.note("done")
             finally:
                 world.over = True

@@ -32,6 +32,8 @@ class Faults:
             "cut": self.cut,
             "slow": self.slow,
             "hang": self.hang,
+            "late": self.late,
+            "kv_slow": self.kv_slow,
             "disk_error": self.disk_error,
             "disk_slow": self.disk_slow,
             "full": self.full,
@@ -191,6 +193,23 @@ class Faults:
         others = [host for host in self._hosts() if host != process.name]
         pairs = [(process.name, host) for host in others] + [(host, process.name) for host in others]
         self._block(f"{process.name} hangs", pairs)
+
+    async def late(self) -> None:
+        """What a meta daemon sends to the storage daemons arrives long after it gave up waiting, and another took over."""
+        process = self._pick("meta")
+        assert process is not None
+        weather = self.world.network.weather
+        weather.patience_min_s = weather.patience_max_s = 60.0
+        pairs = [(process.name, other.name) for other in self.world.of_kind("storage")]
+        self._block(f"{process.name} is cut off from storage", pairs, self.chance.uniform(13, 25))
+
+    async def kv_slow(self) -> None:
+        """The store answers a mgmtd or meta daemon so late that it may have lost its lease by then."""
+        process = self._pick("mgmtd", "meta")
+        assert process is not None
+        slow_s = self.world.kv_slow_s
+        slow_s[process.name] = self.chance.choice((0.1, 0.5, 2.0))
+        self._for_a_while(f"the store is slow for {process.name}", self._duration_s(), lambda: _drop(slow_s, process.name))
 
     # Disks
 

@@ -3,14 +3,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help run test lint type sim bench image clean
+.PHONY: help run test lint type sim soak bench image clean
 
 help:
 	@echo "make run     install what is missing, run a cluster here and mount it at ./mnt (ARGS: see 'fs3 up --help')"
 	@echo "make test    install what is missing and run the tests (ARGS: for pytest)"
 	@echo "make lint    style, types and import contracts"
 	@echo "make type    types only"
-	@echo "make sim     run simulated clusters under faults (ARGS: see python -m tests.sim --help)"
+	@echo "make sim     run simulated clusters under faults: SEEDS=n of each shape, or SEED=n SHAPE=name to see one again"
+	@echo "make soak    the same until stopped"
 	@echo "make bench   compare with JuiceFS on this machine (ARGS: see tests/bench/compare.py --help)"
 	@echo "make image   build the container image fs3:latest"
 	@echo "make clean   remove the virtual environment and caches; data and mounts stay"
@@ -34,7 +35,11 @@ type:
 
 sim:
 	@scripts/prepare $(VENV) test
-	$(BIN)/python -m tests.sim $(ARGS)
+	$(BIN)/python -m tests.sim $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED)) $(if $(SHAPE),--shape $(SHAPE)) $(ARGS)
+
+soak:
+	@scripts/prepare $(VENV) test
+	$(BIN)/python -m tests.sim --seeds 1000000000 --keep-going $(if $(SHAPE),--shape $(SHAPE)) $(ARGS)
 
 bench:
 	@scripts/prepare $(VENV) test

@@ -150,7 +150,7 @@ def _resync_skips_newer() -> list[Plant]:
 CANARIES: dict[str, tuple[Callable[[], list[Plant]], str]] = {
     "commit-before-forward": (_commit_before_forward, "hot"),
     "no-chain-version-check": (_no_chain_version_check, "fence"),
-    "replay-not-recognised": (_replay_not_recognised, "hot"),
+    "replay-not-recognised": (_replay_not_recognised, "fence"),
     "read-of-pending": (_read_of_pending, "sprint"),
     "lease-not-checked": (_lease_not_checked, "fence"),
     "acknowledge-without-successor": (_no_successor_check, "hot"),

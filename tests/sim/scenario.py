@@ -28,7 +28,7 @@ NETWORK = ("partition", "isolate", "cut", "slow", "hang")
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape("calm"),
+        Shape("calm", load_s=5),
         Shape("crash", faults=CRASHES),
         Shape("network", faults=NETWORK),
         Shape("mixed", mgmtds=2, faults=(*CRASHES, *NETWORK, "crash_mgmtd", "crash_client", "disk_slow"), kv_faults=0.01),
@@ -41,7 +41,7 @@ SHAPES = {
             fault_every_s=0.5,
         ),
         Shape("pair", storages=3, replicas=2, targets=2, faults=(*CRASHES, *NETWORK, "crash_mgmtd")),
-        Shape("deep", storages=5, replicas=5, targets=1, faults=(*CRASHES, *NETWORK)),
+        Shape("deep", load_s=6, storages=5, replicas=5, targets=1, faults=(*CRASHES, *NETWORK)),
         Shape("single", storages=1, replicas=1, targets=1, faults=("crash", "cut", "slow", "crash_mgmtd")),
         Shape("hot", chunks=2, think_s=0.04, load_s=8, faults=("crash", "crash", *NETWORK), fault_every_s=0.6),
         Shape(
@@ -84,6 +84,7 @@ UNMET = {
     shape.name: shape
     for shape in (
         Shape("fsync-overwrite", think_s=0.03, load_s=6, workload="durable-overwrite", faults=("cut",)),
+        Shape("rot", faults=("bit_flip", "crash"), fault_every_s=1.0),
         Shape("power", faults=("power",), fault_every_s=2.0),
     )
 }

@@ -9,15 +9,31 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fs3.api.meta import DirEntry
 
 DOT, DOTDOT, FIRST = 0, 1, 2
 NAMES_KEPT = 8192
+PAGE_LIFE_S = 0.2
+"""How long entries may wait for the kernel to take them; it counts its own time-outs from when it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Entries that were fetched together. start: the cookie before the first. fetched_at: seconds, monotonic. changes:
+    of the client's metadata when they were asked for."""
+
+    start: int
+    entries: tuple[DirEntry, ...]
+    fetched_at: float
+    changes: int
 
 
 class Listing:
     """Where a directory handle stands."""
 
-    __slots__ = ("_after", "_base", "_marks", "inode", "names", "parent")
+    __slots__ = ("_base", "_marks", "inode", "names", "page", "parent")
 
     def __init__(self, inode: int) -> None:
         self.inode = inode
@@ -25,6 +41,16 @@ class Listing:
         self.names: list[bytes] = []  # of the entries at positions _base...
         self._base = 0
         self._marks: list[tuple[int, bytes]] = [(0, b"")]  # (position, the name before it), one for each page
+        self.page = Page(FIRST, (), 0.0, -1)
+
+    def rest(self, cookie: int, now: float, changes: int) -> tuple[DirEntry, ...]:
+        """What is left from a cookie on of the page fetched last: the kernel takes fewer entries at a time than are
+        fetched. Empty where they may be out of date, and for one who starts again, who wants to see what is new."""
+        page = self.page
+        if cookie <= FIRST or changes != page.changes or now - page.fetched_at > PAGE_LIFE_S:
+            return ()
+        taken = cookie - page.start
+        return page.entries[taken:] if 0 < taken < len(page.entries) else ()
 
     def locate(self, cookie: int) -> tuple[bytes, int]:
         """(after, skip): the entry that a cookie stands before is found by listing after a name and skipping some."""

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import trio
 
-from fs3.api.meta import Access, Attr, Caller, FileKind, RenameFlags, XattrMode
+from fs3.api.meta import Access, Attr, Caller, DirEntry, FileKind, RenameFlags, XattrMode
 from fs3.client.file import FileClient, FileHandle
 from fs3.errors import Code, FS3Error
 from fs3.ids import ROOT_INODE
 
 from .cache import ReadWindow
-from .directory import DOT, DOTDOT, FIRST, Listing
+from .directory import DOT, DOTDOT, FIRST, Listing, Page
 from .handles import HandleTable, InodeTable, OpenNames
 from .readahead import KernelStore, ReadAhead
 from .writebehind import WriteBehind
@@ -334,18 +334,28 @@ class FileSystem:
         """Entries from a cookie on, each with the cookie behind it; empty at the end. Tell `entry_told` of those used."""
         directory = self._directories.get(handle)
         listing = directory.listing
-        after, skip = listing.locate(max(cookie, FIRST))
-        reply = await self._client.readdir(directory.caller, listing.inode, after, LISTING_LIMIT + skip)
-        entries = reply.entries[skip:]
-        listing.parent = reply.parent
         start = max(cookie, FIRST)
-        listing.listed(start, [entry.name for entry in entries])
+        entries = listing.rest(cookie, self._client.env.monotonic(), self._client.changes)
+        if not entries:
+            entries = await self._fetch(directory, start)
         result = await self._dots(listing, cookie) if cookie < FIRST else []
         seen = self._client.seen  # what this mount wrote and meta has not heard of counts here too
         result.extend(
             [(entry.name, self._buffered_view(seen(entry.attr)), start + i + 1) for i, entry in enumerate(entries)]
         )
         return result
+
+    async def _fetch(self, directory: OpenDirectory, start: int) -> tuple[DirEntry, ...]:
+        """The entries from a cookie on, as meta has them now."""
+        listing = directory.listing
+        changes = self._client.changes
+        after, skip = listing.locate(start)
+        reply = await self._client.readdir(directory.caller, listing.inode, after, LISTING_LIMIT + skip)
+        entries = reply.entries[skip:]
+        listing.parent = reply.parent
+        listing.listed(start, [entry.name for entry in entries])
+        listing.page = Page(start, entries, self._client.env.monotonic(), changes)
+        return entries
 
     async def _dots(self, listing: Listing, cookie: int) -> list[tuple[bytes, Attr, int]]:
         result = []

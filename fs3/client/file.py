@@ -183,6 +183,11 @@ class FileClient:
         """Entries with attributes after a name; those of files open here as this client sees them."""
         return await self._meta.call(READDIR, ReaddirRequest(caller, inode, after, limit))
 
+    @property
+    def changes(self) -> int:
+        """Grows with each change of metadata that this client makes, at its begin and at its end."""
+        return self._meta.changes
+
     def seen(self, attr: Attr) -> Attr:
         """Attributes out of a directory listing, as this client's programs should see them."""
         return self._seen(attr)

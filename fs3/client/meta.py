@@ -39,6 +39,8 @@ class MetaClient:
         self._addresses: tuple[str, ...] = ()
         self._current = ""
         self._turn = client_id
+        self.changes = 0
+        """Grows when a change begins and when it ends: what was read from meta in between may be out of date."""
 
     async def call(self, method: Method[Req, Rep], request: Req, *, deadline: float | None = None) -> Rep:
         """Send a request that changes nothing, or that carries its own tag already."""
@@ -73,6 +75,7 @@ class MetaClient:
         """Send the request that `make` builds around a fresh tag: done once, however often it has to be sent."""
         channel = self._channels.take()
         settled = False
+        self.changes += 1
         try:
             reply = await self.call(method, make(channel.next_tag()), deadline=deadline)
             settled = True
@@ -81,6 +84,7 @@ class MetaClient:
             settled = action_for(error) is Action.GIVE_UP  # the daemon's answer, not our deadline
             raise
         finally:
+            self.changes += 1
             self._channels.give_back(channel, settled)
 
     def _address(self, tried: set[str]) -> str:

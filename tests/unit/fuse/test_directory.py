@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuse.directory import FIRST, Listing
+from fs3.api.meta import Attr, DirEntry, FileKind
+from fuse.directory import FIRST, Listing, Page
 
 
 def fetch(listing: Listing, names: list[bytes], cookie: int, limit: int) -> list[tuple[bytes, int]]:
@@ -72,3 +73,23 @@ def test_entries_that_stay_are_listed_exactly_once(kept: set[int], taken: int, d
         present = [name for name in present if name in stay or name not in gone]
     assert [name for name in seen if name in stay] == sorted(stay)
     assert len(seen) == len(set(seen))
+
+
+def page_of(count: int) -> Page:
+    attr = Attr(9, 0, FileKind.FILE, 0, 0, 0, 1, 0, 0, 0, 0)
+    return Page(FIRST, tuple(DirEntry(b"%03d" % i, attr) for i in range(count)), 10.0, 7)
+
+
+def test_what_the_kernel_did_not_take_is_there_for_its_next_request() -> None:
+    listing = Listing(1)
+    listing.page = page_of(10)
+    assert [entry.name for entry in listing.rest(FIRST + 7, 10.1, 7)] == [b"007", b"008", b"009"]
+    assert listing.rest(FIRST + 10, 10.1, 7) == ()
+
+
+def test_entries_that_may_be_out_of_date_are_fetched_again() -> None:
+    listing = Listing(1)
+    listing.page = page_of(10)
+    assert listing.rest(FIRST, 10.1, 7) == (), "who starts again wants to see what is new"
+    assert listing.rest(FIRST + 3, 10.1, 8) == (), "this mount has changed something"
+    assert listing.rest(FIRST + 3, 11.0, 7) == (), "others may have"

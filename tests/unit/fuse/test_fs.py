@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from fs3.api.meta import FileKind, RenameFlags
+from fs3.api.meta import Caller, FileKind, ReaddirReply, RenameFlags
 from fs3.client.file import ROOT_CALLER as ROOT
 from fs3.client.file import FileClient
 from fs3.errors import Code, FS3Error
@@ -67,6 +67,32 @@ async def test_a_directory_is_listed_with_its_dots_and_counts(live: Live) -> Non
         fs.entry_told(handle, b"x", entries[2][1])
         fs.forget(entries[2][1].inode, 2)
         assert await fs.readdir(handle, 3) == []
+        await fs.releasedir(handle)
+
+
+async def test_a_listing_goes_on_from_what_was_fetched_but_not_past_a_change(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mount(live) as (fs, _):
+        fetches = 0
+        ask = fs._client.readdir
+
+        async def counted(caller: Caller, inode: int, after: bytes, limit: int) -> ReaddirReply:
+            nonlocal fetches
+            fetches += 1
+            return await ask(caller, inode, after, limit)
+
+        monkeypatch.setattr(fs._client, "readdir", counted)
+        made = await fs.mknod(ROOT, ROOT_INODE, b"d", FileKind.DIRECTORY, 0o755)
+        for name in (b"a", b"b", b"c", b"e"):
+            await fs.mknod(ROOT, made.inode, name, FileKind.FIFO, 0o644)
+        handle = await fs.opendir(ROOT, made.inode)
+        entries = await fs.readdir(handle, 0)
+        assert [name for name, _, _ in await fs.readdir(handle, entries[2][2])] == [b"b", b"c", b"e"]
+        assert fetches == 1
+        await fs.unlink(ROOT, made.inode, b"c")
+        await fs.mknod(ROOT, made.inode, b"d", FileKind.FIFO, 0o644)
+        assert [name for name, _, _ in await fs.readdir(handle, entries[2][2])] == [b"b", b"d", b"e"]
         await fs.releasedir(handle)
 
 

@@ -351,7 +351,7 @@ class StorageClient:
                     raise _error(result.code, result.message)
                 return result
 
-            return await self._at_head(f"{kind.name} of {chunk}", chain_id, send, deadline, length)
+            return await self._at_head(f"{kind.name} of {chunk.inode}:{chunk.index}", chain_id, send, deadline, length)
 
         return await (self._tagged(update) if tag is None else update(tag))
 

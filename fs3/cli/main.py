@@ -40,14 +40,29 @@ def folder(text: str) -> Path:
     return Path(os.path.abspath(text))
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        _nobody_reads()
+
+
 def console() -> Console:
     """Where output goes: with colours on a terminal, wide and without colours in a pipe."""
-    return Console(width=None if sys.stdout.isatty() else _WIDTH_OF_PIPES, highlight=False)
+    return _Console(width=None if sys.stdout.isatty() else _WIDTH_OF_PIPES, highlight=False)
 
 
 def say(line: str) -> None:
     """One line of progress, with the time of day."""
-    click.echo(f"{time.strftime('%H:%M:%S')} {line}")
+    try:
+        click.echo(f"{time.strftime('%H:%M:%S')} {line}")
+    except BrokenPipeError:
+        _nobody_reads()
+
+
+def _nobody_reads() -> None:
+    """The reader of our output is gone, as in `fs3 up | head`: a cluster that runs must not stop because of that."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 data_option = click.option(

@@ -26,8 +26,9 @@ from .supervisor import Supervised, Supervisor, check_config, process_alive
 READY_TIMEOUT_S = 90.0
 """How long one step of the start may take."""
 
-LEASE_MS = 3_000
-"""Of a cluster made by `fs3 up`: short, so that a daemon that hangs is noticed soon."""
+LEASE_MS = 6_000
+"""Of a cluster made by `fs3 up`: short, so that a daemon that hangs is noticed soon, but such that mgmtd has time to be
+started again before anybody gives up, which is after half of it. A daemon that dies is noticed at once, by its return."""
 
 _POLL_S = 0.1
 _STOP_GRACE_S = {"mount": 15.0, "meta": 10.0, "storage": 15.0, "mgmtd": 10.0}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,11 @@ def test_addresses_of_mgmtd(tmp_path: Path) -> None:
         main.addresses(tmp_path, "localhost")
     with pytest.raises(ConfigError, match="no fs3 data here; give --data or --mgmtd"):
         main.addresses(tmp_path / "absent", None)
+
+
+def test_a_reader_that_went_away_stops_nothing() -> None:
+    words = "from fs3.cli.main import console, say; say('one'); console().print('two'); say('three'); import os; os._exit(7)"
+    with subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.wait(timeout=60) == 7, process.stderr.read().decode()

@@ -261,8 +261,11 @@ class RpcClient:
         self._sleep.deadline = self.trio_time(deadline)
 
     def trio_time(self, deadline: float) -> float:
-        """A deadline on env's clock, as cancel scopes take it: the clocks may run apart in a simulation."""
-        return trio.current_time() + deadline - self.env.monotonic()
+        """A deadline on env's clock, as cancel scopes take it: the clocks may run apart in a simulation.
+
+        One that lies ahead does so here too: what is left is computed first, since a sum of both would be rounded.
+        """
+        return trio.current_time() + (deadline - self.env.monotonic())
 
     async def _watch(self) -> None:
         with self._watcher:

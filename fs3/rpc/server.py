@@ -255,7 +255,7 @@ class _Worker:
         """Be cancelled at this time of env's clock; but a leader never is, since nobody would receive any more."""
         self._deadline = deadline
         if not self.leads:
-            self._scope.deadline = trio.current_time() + deadline - self._session.server.env.monotonic()
+            self._scope.deadline = trio.current_time() + (deadline - self._session.server.env.monotonic())
 
     async def _answer(self, call: Call) -> None:
         session = self._session

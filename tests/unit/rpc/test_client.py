@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import math
+
 import trio
 import trio.testing
 
 from fs3.api.common import PING, Empty, Method
+from fs3.env import Env
 from fs3.errors import Code
-from fs3.rpc.client import CONNECT_TIMEOUT_MS
+from fs3.rpc.client import CONNECT_TIMEOUT_MS, RpcClient
 from fs3.rpc.server import Call
 from fs3.transport.base import Connection
+from fs3.transport.memory import MemoryTransport
 from fs3.wire.frame import Frame, Kind
 
 from .world import ADDRESS, ECHO, Number, code_of, outcome_of, world
@@ -214,3 +218,23 @@ async def test_a_reply_that_is_no_message_is_a_protocol_error(autojump_clock: tr
             frame = await connection.receive()
             await connection.send(Frame(Kind.REPLY, 1, 0, frame.request_id, 0, b"\xc1"))
         assert results == [Code.PROTOCOL]
+
+
+async def test_a_deadline_ahead_is_ahead_on_trios_clock_too(autojump_clock: trio.testing.MockClock) -> None:
+    """Else the watcher would look again and again at the same instant."""
+
+    class Offset(Env):
+        offset = 0.0
+
+        def monotonic(self) -> float:
+            return self.offset + trio.current_time()
+
+    async with trio.open_nursery() as nursery:
+        env = Offset(MemoryTransport())
+        client = RpcClient(env, nursery)
+        for step in range(2000):
+            env.offset = 4096 - step / 333
+            await trio.sleep(0.0137)
+            deadline = math.nextafter(env.monotonic(), math.inf)
+            assert client.trio_time(deadline) > trio.current_time()
+        nursery.cancel_scope.cancel()

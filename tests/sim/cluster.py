@@ -41,6 +41,8 @@ from tests.sim.net import Network, SimTransport
 
 EPOCH_NS = 1_700_000_000_000_000_000
 LOG_LINES = 400
+TURNS_MAX = 100_000
+"""Turns of the scheduler at one instant."""
 _EVENT = struct.Struct("<dBHQII")
 
 process_name: contextvars.ContextVar[str] = contextvars.ContextVar("process", default="-")
@@ -298,6 +300,7 @@ class World:
         self.nursery = nursery
         self.trace = Trace()
         self.over = False
+        self.stuck = False
         self.kv_slow_s: dict[str, float] = {}  # process -> how long the store takes to answer it, at most
         self._chains: dict[tuple[str, int, int], tuple[ChainTarget, ...]] = {}
         self.stormy = False
@@ -440,6 +443,23 @@ class _Log(logging.Handler):
             self.tracebacks.append(text)
 
 
+class _Standstill(trio.abc.Instrument):
+    """Ends a world in which tasks keep each other busy without time passing."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._now = -1.0
+        self._turns = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        now = trio.current_time()
+        self._turns = self._turns + 1 if now == self._now else 0
+        self._now = now
+        if self._turns > TURNS_MAX:
+            self._world.stuck = True
+            self._world.nursery.cancel_scope.cancel()
+
+
 @contextmanager
 def _watched(world: World) -> Iterator[None]:
     """While this lasts, the world sees all routing that anybody learns."""
@@ -491,6 +511,7 @@ def simulate(seed: int, shape: Shape, main: Callable[[World], Awaitable[None]], 
             root.setLevel(logging.INFO)
             root.propagate = False
             try:
+                trio.lowlevel.add_instrument(_Standstill(world))
                 with _watched(world):
                     await main(world)
                 world.trace.note("done")
@@ -500,13 +521,15 @@ def simulate(seed: int, shape: Shape, main: Callable[[World], Awaitable[None]], 
                 root.setLevel(level)
                 root.propagate = propagate
             nursery.cancel_scope.cancel()
-            if log.tracebacks:
+            if log.tracebacks:  # also of tasks that were cancelled at the end
                 raise SimulationError(log.tracebacks[0])
 
     clock = MockClock(autojump_threshold=0)  # before the guard: it asks a real clock, and multiplies by a rate of 0
     try:
         with _deterministic(seed), guarded():
             trio.run(run, clock=clock)
+        if worlds[0].stuck:
+            raise SimulationError("tasks run on and on while no time passes")
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or not worlds:
             raise

@@ -233,8 +233,8 @@ async def test_a_deadline_ahead_is_ahead_on_trios_clock_too(autojump_clock: trio
         env = Offset(MemoryTransport())
         client = RpcClient(env, nursery)
         for step in range(2000):
-            env.offset = 4096 - step / 333
             await trio.sleep(0.0137)
+            env.offset = 4095 - trio.current_time() + step / 7919  # a sum with it is rounded to twice its own steps
             deadline = math.nextafter(env.monotonic(), math.inf)
             assert client.trio_time(deadline) > trio.current_time()
         nursery.cancel_scope.cancel()

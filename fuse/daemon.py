@@ -21,6 +21,7 @@ from fs3.errors import ConfigError, FS3Error
 from . import ops
 from .callers import Callers, groups_of_process
 from .fs import FileSystem, FsOptions
+from .identity import IdentityFile
 
 logger = logging.getLogger("fs3.fuse.daemon")
 
@@ -64,6 +65,9 @@ class MountConfig:
     write_buffer: int = option(
         32 * 1024 * 1024, unit="bytes", at_least=1, help="with write_behind: how much of one file may wait in memory"
     )
+    state: str = option(
+        "", help="a file that tells the next mount after a crash which one it replaces: files are then settled at once"
+    )
     host: str = option("", help="this machine's name, to prefer replicas on it; default: the host name")
     log_level: str = option("info", help="how much to log", choices=("debug", "info", "warning", "error"))
 
@@ -71,14 +75,19 @@ class MountConfig:
 async def run(config: MountConfig, env: Env, started: Callable[[str], None]) -> None:
     """Mount and serve. Cancelled, it unmounts cleanly: what programs wrote is sent and settled first."""
     mountpoint = await trio.to_thread.run_sync(_prepare, config.mount)
+    identity = IdentityFile(Path(config.state)) if config.state else None
     stop = trio.Event()
-    async with trio.open_nursery() as nursery:
-        # Serving goes on while the mount ends, so cancellation reaches it as an event.
-        nursery.start_soon(_serve, config, env, mountpoint, started, stop, nursery.cancel_scope)
-        try:
-            await trio.sleep_forever()
-        finally:
-            stop.set()
+    try:
+        async with trio.open_nursery() as nursery:
+            # Serving goes on while the mount ends, so cancellation reaches it as an event.
+            nursery.start_soon(_serve, config, env, mountpoint, identity, started, stop, nursery.cancel_scope)
+            try:
+                await trio.sleep_forever()
+            finally:
+                stop.set()
+    finally:
+        if identity is not None:
+            identity.close()
 
 
 def _prepare(mount: str) -> str:
@@ -95,6 +104,7 @@ async def _serve(
     config: MountConfig,
     env: Env,
     mountpoint: str,
+    identity: IdentityFile | None,
     started: Callable[[str], None],
     stop: trio.Event,
     ended: trio.CancelScope,
@@ -110,7 +120,7 @@ async def _serve(
 
             nursery.start_soon(give_up)
             host = config.host or socket.gethostname()
-            async with connect(env, config.mgmtd, host) as client, trio.open_nursery() as tasks:
+            async with connect(env, config.mgmtd, host, identity) as client, trio.open_nursery() as tasks:
                 waiting.cancel()
                 limit = config.write_buffer if config.write_behind else 0
                 fs = FileSystem(client, tasks, FsOptions(config.read_ahead, config.read_cache, limit))
@@ -119,7 +129,7 @@ async def _serve(
                 handlers = ops.Operations(
                     fs, callers, config.entry_timeout / 1000, config.attr_timeout / 1000, config.xattrs
                 )
-                ops.mount(handlers, mountpoint, _options(config))
+                ops.mount(handlers, mountpoint, _options(config, f"fs3:{client.cluster}"))
                 try:
                     await _answer(config, mountpoint, fs, started, stop)
                 finally:
@@ -177,9 +187,11 @@ def _sync(mountpoint: str) -> None:
         os.close(descriptor)
 
 
-def _options(config: MountConfig) -> set[str]:
-    """Mount options. default_permissions: the kernel checks rights too, which it alone can for names that it has cached."""
-    options = {"fsname=fs3", "subtype=fs3", "default_permissions"}
+def _options(config: MountConfig, source: str) -> set[str]:
+    """Mount options. source: what the mount table shows as the device. default_permissions: the kernel checks rights too,
+    which it alone can for names that it has cached.
+    """
+    options = {f"fsname={source}", "subtype=fs3", "default_permissions"}
     if config.read_only:
         options.add("ro")
     if config.allow_other:

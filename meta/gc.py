@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import trio
 
+from fs3.api.mgmtd import ClientInfo
 from fs3.errors import FS3Error
 from fs3.kv.base import Txn
 from fs3.kv.transact import transact
@@ -60,8 +61,8 @@ class GcTimes:
     record_sweep_ms: int = 600_000
 
 
-ClientStates = Callable[[], Awaitable[dict[int, bool]]]
-"""Asks mgmtd which clients there are: id -> alive."""
+ClientStates = Callable[[], Awaitable[dict[int, ClientInfo]]]
+"""Asks mgmtd which clients there are, by id."""
 
 
 class Collector:
@@ -195,14 +196,18 @@ class Collector:
         """End the sessions of clients that have been dead, or unknown to mgmtd, for long enough."""
         states = await self._clients()
         now = self._ctx.env.monotonic()
-        for client, alive in states.items():
-            if alive:
+        for client, info in states.items():
+            if info.alive:
                 self._gone_since.pop(client, None)
                 self._swept.discard(client)
             else:
                 self._gone_since.setdefault(client, now)
         grace_s = self._times.session_grace_ms / 1000
-        dead = {client for client, alive in states.items() if not alive and now - self._gone_since[client] >= grace_s}
+        dead = {
+            client
+            for client, info in states.items()
+            if not info.alive and (info.ended or now - self._gone_since[client] >= grace_s)
+        }
         holders = await self._holders()
         for client in holders - states.keys():
             since = self._gone_since.setdefault(client, now)

@@ -12,7 +12,7 @@ import trio
 
 from fs3.api import meta as api
 from fs3.api.common import Empty, Method
-from fs3.api.mgmtd import CLUSTER_CONFIG, LIST_CLIENTS
+from fs3.api.mgmtd import CLUSTER_CONFIG, LIST_CLIENTS, ClientInfo
 from fs3.client.mgmtd import MgmtdClient
 from fs3.env import Env
 from fs3.errors import Code, FS3Error
@@ -205,6 +205,6 @@ class MetaService:
 
     # The cluster
 
-    async def _clients(self) -> dict[int, bool]:
+    async def _clients(self) -> dict[int, ClientInfo]:
         reply = await self._mgmtd.call(LIST_CLIENTS, Empty(), timeout_ms=CLIENTS_TIMEOUT_MS)
-        return {each.client: each.alive for each in reply.clients}
+        return {each.client: each for each in reply.clients}

@@ -56,12 +56,14 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class ClientRecord:
-    """A registered client. One that is not alive is kept for a while, so that its sessions can be pruned."""
+    """A registered client. One that is not alive is kept for a while, so that its sessions can be pruned. ended: see
+    ClientInfo."""
 
     id: int
     host: str
     incarnation: int
     alive: bool
+    ended: bool = False
 
 
 @dataclass(slots=True)
@@ -174,7 +176,7 @@ class Cluster:
         return self._config or ClusterConfigReply(0, self._head.cluster, 0, 0, 0, 0)
 
     def client_list(self) -> tuple[ClientInfo, ...]:
-        return tuple([ClientInfo(c.id, c.host, c.alive) for c in self._clients.values()])
+        return tuple([ClientInfo(c.id, c.host, c.alive, c.ended) for c in self._clients.values()])
 
     def take_office(self, me: Node) -> Change:
         """We are primary now: we stand in the routing info instead of whoever was it."""
@@ -200,7 +202,7 @@ class Cluster:
             raise FS3Error(Code.CONFIG, f"no node of kind {request.kind} can register")
         draft = _Draft(self)
         if kind is NodeKind.CLIENT:
-            node = self._register_client(draft, request)
+            node = self._register_client(draft, request, now)
         else:
             node = request.node
             self._register_daemon(draft, request, kind)
@@ -232,7 +234,7 @@ class Cluster:
         draft = _Draft(self)
         holder = self._clients.get(request.node) or self._nodes.get(request.node)
         if holder is not None and holder.incarnation == request.incarnation and request.node in self._leases:
-            self._bury(draft, [request.node], now)
+            self._bury(draft, [request.node], now, ended=True)
         return draft.done()
 
     def tick(self, now: float) -> Change:
@@ -296,7 +298,7 @@ class Cluster:
         if change.head is not None or change.targets:
             self._routing = None
 
-    def _register_client(self, draft: _Draft, request: RegisterRequest) -> int:
+    def _register_client(self, draft: _Draft, request: RegisterRequest, now: float) -> int:
         node = request.node
         if node == 0:
             node = draft.next_client
@@ -306,6 +308,9 @@ class Cluster:
             raise FS3Error(Code.UNKNOWN_NODE, f"client {node} is not known: register with id 0 for a fresh one")
         if known is not None and known.incarnation == request.incarnation and not known.alive:
             raise _stale(node, request.incarnation)
+        gone = self._clients.get(request.predecessor)
+        if gone is not None and gone.id != node and gone.incarnation == request.predecessor_incarnation:
+            self._bury(draft, [gone.id], now, ended=True)
         draft.clients[node] = ClientRecord(node, request.host, request.incarnation, True)
         draft.forget[node] = None
         return node
@@ -331,13 +336,13 @@ class Cluster:
             # A fresh process cannot know that it is up to date with its chain.
             draft.report(node, [r if again else replace(r, chain_version=0) for r in request.targets])
 
-    def _bury(self, draft: _Draft, nodes: list[int], now: float) -> None:
-        """These nodes are dead: all at once, so that a chain sees one change."""
+    def _bury(self, draft: _Draft, nodes: list[int], now: float, *, ended: bool = False) -> None:
+        """These nodes are dead: all at once, so that a chain sees one change. ended: their processes are surely gone."""
         for node in nodes:
             draft.leases[node] = None
             client = self._clients.get(node)
             if client is not None:
-                draft.clients[node] = replace(client, alive=False)
+                draft.clients[node] = replace(client, alive=False, ended=ended)
                 draft.forget[node] = now + self._timing.forget_client_ms / 1000
             else:
                 draft.nodes[node] = replace(self._nodes[node], alive=False)

@@ -28,6 +28,8 @@ class RegisterRequest:
     """A daemon or client begins an incarnation. node: 0 asks for a fresh id (clients). kind: ids.NodeKind.
 
     A new incarnation of a node ends the lease of the one before: its targets are offline from then on.
+    predecessor, predecessor_incarnation: of a client, the registration of a process that is known to be gone, such as a
+    crashed mount daemon that this one replaces; 0 for none.
     """
 
     node: int
@@ -37,6 +39,8 @@ class RegisterRequest:
     incarnation: int
     tags: tuple[str, ...] = ()
     targets: tuple[TargetReport, ...] = ()
+    predecessor: int = 0
+    predecessor_incarnation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +147,13 @@ class FormatReply:
 
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
-    """A registered client. client: its node id, as used in file sessions and request tags."""
+    """A registered client. client: its node id, as used in file sessions and request tags. ended: its process is known to
+    be gone, by its own word or its successor's; one that is merely not alive was not heard of in time."""
 
     client: int
     host: str
     alive: bool
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)

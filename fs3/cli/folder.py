@@ -229,7 +229,7 @@ def daemon_settings(data: Path, cluster: ClusterConfig, lease_ms: int, ports: li
             "root_gid": os.getegid(),
         },
         # Users other than root may share a mount only where /etc/fuse.conf allows it.
-        "mount": {"mgmtd": mgmtd, "allow_other": os.geteuid() == 0},
+        "mount": {"mgmtd": mgmtd, "allow_other": os.geteuid() == 0, "state": str(data / "run" / "mount.state")},
     }
     for number in range(cluster.storages):
         name = f"storage-{number + 1}"

@@ -32,12 +32,12 @@ async def gather(addresses: Sequence[str]) -> dict[str, Any]:
         except FS3Error as error:
             reason = f"no management daemon answers at {', '.join(addresses)} ({error})"
             raise FS3Error(Code.CONNECT_FAILED, reason) from None
-    return report(config, routing, clients, local_mounts())
+    return report(config, routing, clients, local_mounts(routing.cluster))
 
 
-def local_mounts() -> list[dict[str, Any]]:
-    """The fs3 mounts on this machine."""
-    found = [mount for mount in mounts() if mount.type == FILE_SYSTEM_TYPE]
+def local_mounts(cluster: str) -> list[dict[str, Any]]:
+    """A cluster's mounts on this machine."""
+    found = [mount for mount in mounts() if mount.type == FILE_SYSTEM_TYPE and mount.source == f"fs3:{cluster}"]
     return [{"path": str(mount.path), "source": mount.source, "alive": not is_stale(mount.path)} for mount in found]
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 import trio
 
@@ -23,12 +24,23 @@ from .storage import StorageClient
 logger = logging.getLogger("fs3.client.connect")
 
 
+class Identity(Protocol):
+    """Remembers a client's registration beyond its process."""
+
+    def last(self) -> tuple[int, int]:
+        """Node id and incarnation of the process before, which is gone; zeros for none."""
+
+    def save(self, node: int, incarnation: int) -> None: ...
+
+
 @asynccontextmanager
-async def connect(env: Env, addresses: Sequence[str], host: str) -> AsyncIterator[FileClient]:
+async def connect(
+    env: Env, addresses: Sequence[str], host: str, identity: Identity | None = None
+) -> AsyncIterator[FileClient]:
     """A client of the cluster whose mgmtd daemons are at `addresses`; waits for one of them, for as long as it takes.
 
-    host: this machine's name. Leaving the context unregisters the client (but when cancelled: then its lease runs out);
-    close all handles before.
+    host: this machine's name. identity: of a client that is started again after a crash. Leaving the context unregisters
+    the client (but when cancelled: then its lease runs out); close all handles before.
     """
     try:
         async with trio.open_nursery() as nursery:
@@ -36,7 +48,7 @@ async def connect(env: Env, addresses: Sequence[str], host: str) -> AsyncIterato
             rpc = RpcClient(env, nursery)
             mgmtd = MgmtdClient(env, rpc, addresses)
             await nursery.start(mgmtd.run)
-            registration = Registration(env, mgmtd, host)
+            registration = Registration(env, mgmtd, host, identity)
             await nursery.start(registration.run)
             meta = MetaClient(env, rpc, mgmtd, client_id)
             storage = StorageClient(env, rpc, mgmtd, client_id, host)
@@ -66,13 +78,15 @@ class Registration:
     and makes the sessions anew that meta may have ended meanwhile.
     """
 
-    def __init__(self, env: Env, mgmtd: MgmtdClient, host: str) -> None:
+    def __init__(self, env: Env, mgmtd: MgmtdClient, host: str, identity: Identity | None = None) -> None:
         self.node = 0
         self.renewed = _nothing
         self._env = env
         self._mgmtd = mgmtd
         self._host = host
         self._lease: Lease | None = None
+        self._identity = identity
+        self._predecessor = identity.last() if identity is not None else (0, 0)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Stay registered until cancelled. Started once registered for the first time."""
@@ -83,6 +97,8 @@ class Registration:
                     self._lease = self._new_lease()
                     reply: RegisterReply = await nursery.start(self._lease.run)
                     self.node = reply.node
+                    if self._identity is not None:
+                        self._identity.save(reply.node, self._lease.incarnation)
                     if started:
                         logger.warning("registered again as node %d", reply.node)
                         await self.renewed()
@@ -105,7 +121,15 @@ class Registration:
         return Lease(
             self._env,
             self._mgmtd,
-            lambda: RegisterRequest(self.node, NodeKind.CLIENT, "", self._host, incarnation),
+            lambda: RegisterRequest(
+                self.node,
+                NodeKind.CLIENT,
+                "",
+                self._host,
+                incarnation,
+                predecessor=self._predecessor[0],
+                predecessor_incarnation=self._predecessor[1],
+            ),
         )
 
 

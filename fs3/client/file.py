@@ -121,6 +121,7 @@ class FileClient:
         self._meta = meta
         self._storage = storage
         self._mgmtd = mgmtd
+        self.cluster = mgmtd.routing.cluster
         self._inodes: dict[int, OpenInode] = {}  # those with open handles
         self.releases = Releases(meta, node)
 

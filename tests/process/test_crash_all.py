@@ -16,14 +16,14 @@ pytestmark = pytest.mark.process
 
 ROUNDS = 3
 LIMIT_S = 120.0
-SETTLE_S = 30.0
-"""In which the lengths of files that a dead client had open are settled: its lease, the grace, and some sweeps."""
-SETTINGS = {"mgmtd": "client_lease_ms = 4_000", "meta": "session_grace_ms = 1_000"}
+SETTLE_S = 25.0
+"""In which the lengths of files that the killed mount had open are settled: less than its lease, since the mount that replaces
+it says that it is gone."""
 
 
 @pytest.fixture(scope="module")
 def victims(fuse: None) -> Iterator[Cluster]:
-    with cluster(settings=SETTINGS) as made:
+    with cluster() as made:
         made.wait_serving()
         yield made
 

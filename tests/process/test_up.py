@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -88,15 +89,21 @@ def test_down_clears_what_a_killed_supervisor_left(small: Cluster) -> None:
 def test_a_killed_mount_comes_back_with_its_files(small: Cluster) -> None:
     small.up()
     (small.mount / "kept").write_text("kept")
-    small.wait_restarted("mount", small.kill("mount"))
+    with open(small.mount / "open", "wb", buffering=0) as writer:
+        writer.write(b"o" * 100_000)
+        small.wait_restarted("mount", small.kill("mount"))
 
-    def readable() -> bool:
-        try:
-            return (small.mount / "kept").read_text() == "kept"
-        except OSError:
-            return False
+        def readable(name: str, content: bytes) -> bool:
+            try:
+                return (small.mount / name).read_bytes() == content
+            except OSError:
+                return False
 
-    wait_until(readable, "the file on the new mount", 20)
+        wait_until(lambda: readable("kept", b"kept"), "the file on the new mount", 20)
+        # Long before the lease of the killed mount runs out, since the new one says that it is gone.
+        wait_until(lambda: readable("open", b"o" * 100_000), "what was written to a file that was not closed", 12)
+        with contextlib.suppress(OSError):
+            writer.close()  # the old mount's file is dead
     assert "mount" in (small.data / "log" / "up.log").read_text()
     small.down()
 

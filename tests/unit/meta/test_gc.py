@@ -118,6 +118,20 @@ async def test_the_sessions_of_a_dead_client_end_and_its_bytes_count(autojump_cl
         assert await w.keys(b"SESS") == []
 
 
+async def test_a_client_whose_process_is_gone_is_not_waited_for(autojump_clock: object) -> None:
+    cluster = Cluster()
+    async with world(cluster=cluster) as w:
+        attr = (await w.create(R, b"f")).attr
+        w.chunks.write(attr, 0, DATA)
+        cluster.clients[CLIENT] = False
+        await w.service.collector.end_dead_sessions()
+        assert len(await w.keys(b"SESS")) == 1
+        cluster.ended.add(CLIENT)
+        await w.service.collector.end_dead_sessions()
+        assert await w.keys(b"SESS") == []
+        assert (await w.getattr(attr.inode)).length == len(DATA)
+
+
 async def test_a_client_that_comes_back_in_time_keeps_its_sessions(autojump_clock: object) -> None:
     cluster = Cluster()
     async with world(cluster=cluster) as w:

@@ -125,10 +125,11 @@ class SteppingEnv(Env):
 
 @dataclass
 class Cluster:
-    """What mgmtd would tell. clients: id -> alive."""
+    """What mgmtd would tell. clients: id -> alive. ended: those of the others whose process is surely gone."""
 
     formatted: bool = True
     clients: dict[int, bool] = field(default_factory=lambda: {CLIENT: True})
+    ended: set[int] = field(default_factory=set)
 
     def mgmtd(self) -> StaticMgmtd:
         made = StaticMgmtd(RoutingInfo(1, "test", tables={1: Table(1, 1, CHAINS, 1)}))
@@ -137,7 +138,9 @@ class Cluster:
             return ClusterConfigReply(int(self.formatted), "test", 1, 1, CHUNK, 3)
 
         async def clients(request: Empty) -> ListClientsReply:
-            return ListClientsReply(tuple([ClientInfo(each, "host", alive) for each, alive in self.clients.items()]))
+            return ListClientsReply(
+                tuple([ClientInfo(each, "host", alive, each in self.ended) for each, alive in self.clients.items()])
+            )
 
         made.handlers = {CLUSTER_CONFIG.id: config, LIST_CLIENTS.id: clients}
         return made

@@ -325,6 +325,27 @@ def test_clients_get_fresh_ids_and_stay_listed_for_a_while_after_death() -> None
     assert bench.do(bench.cluster.register(request, bench.now)).node == FIRST_CLIENT + 2
 
 
+def test_client_that_replaces_another_ends_it_at_once() -> None:
+    bench = Bench(0)
+    first = bench.do(bench.cluster.register(RegisterRequest(0, NodeKind.CLIENT, "", "h", 5), bench.now)).node
+    other = bench.do(bench.cluster.register(RegisterRequest(0, NodeKind.CLIENT, "", "h", 6), bench.now)).node
+
+    def replace_by(incarnation: int, node: int, of: int) -> dict[int, tuple[bool, bool]]:
+        request = RegisterRequest(0, NodeKind.CLIENT, "", "h", incarnation, predecessor=node, predecessor_incarnation=of)
+        bench.do(bench.cluster.register(request, bench.now))
+        return {c.client: (c.alive, c.ended) for c in bench.cluster.client_list()}
+
+    assert replace_by(7, first, 4)[first] == (True, False), "an incarnation that is not this one's is somebody else"
+    assert replace_by(8, first, 5)[first] == (False, True)
+    bench.restart()
+    found = {c.client: (c.alive, c.ended) for c in bench.cluster.client_list()}
+    assert found[first] == (False, True) and found[other] == (True, False)
+    bench.now += 4
+    bench.do(bench.cluster.tick(bench.now))
+    assert {c.client: (c.alive, c.ended) for c in bench.cluster.client_list()}[other] == (False, False)
+    assert replace_by(9, other, 6)[other] == (False, True), "its lease ran out before, but only now it is surely gone"
+
+
 def test_client_may_come_back_under_its_id_with_a_new_incarnation() -> None:
     bench = Bench(0)
     client = bench.do(bench.cluster.register(RegisterRequest(0, NodeKind.CLIENT, "", "h", 5), bench.now)).node

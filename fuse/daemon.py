@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +152,7 @@ async def _answer(
             nursery.cancel_scope.cancel()
 
         async def tell_when_ready() -> None:
-            await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)  # the kernel asks us
+            await trio.to_thread.run_sync(_in_child, _STAT, mountpoint, abandon_on_cancel=True)  # the kernel asks us
             await trio.to_thread.run_sync(_raise_read_ahead, mountpoint, config.kernel_read_ahead)
             started(mountpoint)
 
@@ -170,7 +172,8 @@ async def _end(mountpoint: str, fs: FileSystem) -> None:
             return
         except FS3Error as error:
             logger.warning("%s; detaching it with files open", error)
-        await trio.to_thread.run_sync(_sync, mountpoint, abandon_on_cancel=True)
+        # Have the kernel write back the pages of shared mappings.
+        await trio.to_thread.run_sync(_in_child, _SYNC, mountpoint, abandon_on_cancel=True)
     try:
         with trio.move_on_after(UNMOUNT_S):
             await fs.close_all()
@@ -178,13 +181,15 @@ async def _end(mountpoint: str, fs: FileSystem) -> None:
         logger.error("%s: not all that was written could be settled: %s", mountpoint, error)
 
 
-def _sync(mountpoint: str) -> None:
-    """Have the kernel write back the pages of shared mappings."""
-    descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+_STAT = "import os, sys; os.stat(sys.argv[1])"
+_SYNC = "import os, sys; os.fsync(os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY))"
+
+
+def _in_child(words: str, mountpoint: str) -> None:
+    """Do something on our own mount in another process. A thread of ours that waits for our own answer could not be killed,
+    and would keep the kernel's device open: after a kill -9 in that moment all who use the mount would hang for ever."""
+    line = [sys.executable, "-I", "-S", "-c", words, mountpoint]
+    subprocess.run(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
 def _options(config: MountConfig, source: str) -> set[str]:

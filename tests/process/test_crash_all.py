@@ -17,8 +17,8 @@ pytestmark = pytest.mark.process
 ROUNDS = 3
 LIMIT_S = 120.0
 SETTLE_S = 25.0
-"""In which the lengths of files that the killed mount had open are settled: less than its lease, since the mount that replaces
-it says that it is gone."""
+"""In which the lengths of files that the killed mount had open are settled: less than its lease, since the mount that
+replaces it says that it is gone."""
 
 
 @pytest.fixture(scope="module")

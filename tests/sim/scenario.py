@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 
-from fs3.api.meta import FileKind
 from fs3.client.connect import connect
-from fs3.ids import ROOT_INODE
 from fuse.fs import FileSystem, FsOptions
 from tests.sim import workloads
 from tests.sim.canaries import planted
 from tests.sim.cells import CELLS, FILE_CELLS
-from tests.sim.checkers import check_linearizable, check_replicas, count_chunks
+from tests.sim.checkers import check_linearizable, check_replicas
 from tests.sim.cluster import Shape, SimEnv, SimulationError, World, simulate
 from tests.sim.durable import DurableLoad
 from tests.sim.faults import Faults
-from tests.sim.mounts import NAMESPACE, ROOT, MountLoad
+from tests.sim.mounts import NAMESPACE, MountLoad
 from tests.sim.own import OwnFileLoad
+from tests.sim.rest import remove_all, settle, storm
 
 CRASHES = ("crash", "crash", "crash_many")
 NETWORK = ("partition", "isolate", "cut", "slow", "hang")
@@ -130,12 +128,7 @@ async def chunks(world: World) -> None:
     """Load on chunks, faults, healing; then everything must come to rest, equal on all replicas."""
     await world.start()
     load = workloads.ChunkLoad(world)
-    load.start()
-    faults = Faults(world)
-    world.nursery.start_soon(faults.run)
-    await trio.sleep(world.shape.load_s)
-    faults.heal()
-    await settle(world, load.finished)
+    await storm(world, load)
     env = world.env
     assert env is not None and world.rpc is not None and world.mgmtd is not None
     storage = workloads.StorageClient(env, world.rpc, world.mgmtd, env.client_id(), "operator")
@@ -145,18 +138,6 @@ async def chunks(world: World) -> None:
             raise SimulationError(f"chunk {inode} cannot be read after healing")
     world.undecided += not check_linearizable(load.history, CELLS)
     await check_replicas(world)
-
-
-async def settle(world: World, finished: Callable[[], object]) -> None:
-    """Everything completes once all is healed."""
-    with trio.move_on_after(world.shape.settle_s) as scope:
-        await finished()  # type: ignore[misc]
-        await trio.sleep(2)  # routing that is older than the healing may still say that all serve
-        await world.wait_serving()
-        await trio.sleep(1)
-    if scope.cancelled_caught:
-        states = world.mgmtd.routing.chains if world.mgmtd is not None else {}
-        raise SimulationError(f"not at rest {world.shape.settle_s:.0f} s after healing: {states}")
 
 
 async def durable(world: World, overwrite: bool = False) -> None:
@@ -191,12 +172,7 @@ async def mounts(world: World) -> None:
     async with connect(operator, world.mgmtd_addresses, "janitor") as client, trio.open_nursery() as tasks:
         fs = FileSystem(client, tasks, FsOptions(0, 0, 0))
         await load.prepare(fs)
-        load.start()
-        faults = Faults(world)
-        world.nursery.start_soon(faults.run)
-        await trio.sleep(world.shape.load_s)
-        faults.heal()
-        await settle(world, load.finished)
+        await storm(world, load)
         for name, folder in load.folders.items():
             call = load.names.call(0, "names", ("list", name))
             load.names.done(call, await load.listing(fs, folder))
@@ -215,32 +191,10 @@ async def own_files(world: World) -> None:
     operator = SimEnv(world.network.host("janitor"), random.Random(f"{world.seed}/janitor"), 0, 1, 0)
     async with connect(operator, world.mgmtd_addresses, "janitor") as client, trio.open_nursery() as tasks:
         fs = FileSystem(client, tasks, FsOptions(0, 0, 0))
-        load.start()
-        faults = Faults(world)
-        world.nursery.start_soon(faults.run)
-        await trio.sleep(world.shape.load_s)
-        faults.heal()
-        await settle(world, load.finished)
+        await storm(world, load)
         await load.check(fs)
         await remove_all(world, fs)
         tasks.cancel_scope.cancel()
-
-
-async def remove_all(world: World, fs: FileSystem) -> None:
-    """Remove all files of the root: the collector must then remove all chunks."""
-    handle, cookie = await fs.opendir(ROOT, ROOT_INODE), 0
-    names = []
-    while entries := await fs.readdir(handle, cookie):
-        names += [name for name, attr, _ in entries if attr.kind is FileKind.FILE]
-        cookie = entries[-1][2]
-    for name in names:
-        await fs.unlink(ROOT, ROOT_INODE, name)
-    with trio.move_on_after(world.shape.settle_s) as scope:
-        while await count_chunks(world):  # noqa: ASYNC110 (nothing tells of it)
-            await trio.sleep(1)
-    if scope.cancelled_caught:
-        raise SimulationError("chunks of removed files are left")
-    await check_replicas(world)
 
 
 SCENARIOS = {

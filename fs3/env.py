@@ -5,12 +5,18 @@ from __future__ import annotations
 import random
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
 
 from .metrics import Metrics
 from .transport.base import Transport
+
+
+def never(point: str) -> bool:
+    """Nothing rare is made to happen."""
+    return False
 
 
 @dataclass(slots=True)
@@ -20,6 +26,9 @@ class Env:
     transport: Transport
     random: random.Random = field(default_factory=lambda: random.Random(secrets.randbits(128)))
     metrics: Metrics = field(default_factory=Metrics)
+    rare: Callable[[str], bool] = never
+    """Asked, by its name, at a place where something rare but allowed may be done, or may have happened. A simulator says
+    yes often enough to see what comes of it; in production the answer is always no."""
 
     def wall_ns(self) -> int:
         """Nanoseconds since 1970, for time stamps that people see; never for order or leases."""

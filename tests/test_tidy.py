@@ -20,7 +20,7 @@ FUNCTION_LINES_MAX = 72
 PURE = {
     "fs3": ("ids.py", "errors.py", "layout.py", "routing.py", "checksum.py", "wire/*.py", "api/*.py", "client/selection.py"),
     "mgmtd": ("chains.py", "cluster.py", "lease.py", "placement.py"),
-    "meta": ("schema.py", "acl.py"),
+    "meta": ("schema.py", "acl.py", "fsck.py"),
     "storage": ("replica.py", "channels.py", "targets.py", "allocator.py", "resync.py"),
     "fuse": ("handles.py", "cache.py"),
 }

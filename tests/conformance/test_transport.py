@@ -6,12 +6,17 @@ import random
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from fs3.testing.transport import CHECKS, Check, Subject
 from fs3.transport.memory import MemoryTransport
 from fs3.transport.tcp import TcpTransport, split_address
+from tests.sim.clock import SimClock
 from tests.sim.net import Network
+
+
+@pytest.fixture
+def sim_clock() -> SimClock:
+    return SimClock()
 
 
 async def send_raw(address: str, data: bytes) -> None:
@@ -38,9 +43,5 @@ async def test_transport(make: object, check: Check) -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-async def test_simulated_transport(autojump_clock: MockClock, check: Check) -> None:
-    network = Network(random.Random(1))
-    async with trio.open_nursery() as nursery:
-        await nursery.start(network.run)
-        await check(Subject(network.host("peer"), "sim://peer:0"))
-        nursery.cancel_scope.cancel()
+async def test_simulated_transport(sim_clock: SimClock, check: Check) -> None:
+    await check(Subject(Network(sim_clock, random.Random(1)).host("peer"), "sim://peer:0"))

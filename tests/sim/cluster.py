@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import trio
-from trio.testing import MockClock
 
 import meta.daemon
 import mgmtd.daemon
@@ -35,14 +34,13 @@ from fs3.routing import ChainTarget, PublicState, RoutingInfo
 from fs3.rpc.client import RpcClient
 from fs3.transport.base import Transport
 from fs3.wire.frame import Frame
+from tests.sim.clock import SimClock, cheap_sleeps
 from tests.sim.disk import Platter
 from tests.sim.guard import guarded
 from tests.sim.net import Network, SimTransport
 
 EPOCH_NS = 1_700_000_000_000_000_000
 LOG_LINES = 400
-TURNS_MAX = 100_000
-"""Turns of the scheduler at one instant."""
 _EVENT = struct.Struct("<dBHQII")
 
 process_name: contextvars.ContextVar[str] = contextvars.ContextVar("process", default="-")
@@ -294,19 +292,19 @@ def _first(group: BaseExceptionGroup[FS3Error]) -> BaseException:
 class World:
     """One cluster and its network."""
 
-    def __init__(self, seed: int, shape: Shape, nursery: trio.Nursery) -> None:
+    def __init__(self, seed: int, shape: Shape, nursery: trio.Nursery, clock: SimClock) -> None:
         self.seed = seed
         self.shape = shape
         self.nursery = nursery
         self.trace = Trace()
         self.over = False
-        self.stuck = False
+        self.error: Exception | None = None
         self.kv_slow_s: dict[str, float] = {}  # process -> how long the store takes to answer it, at most
         self._chains: dict[tuple[str, int, int], tuple[ChainTarget, ...]] = {}
         self.stormy = False
         """Whether faults are being injected."""
         self.chance = random.Random(f"{seed}/world")
-        self.network = Network(random.Random(f"{seed}/network"), observe=self.trace.message)
+        self.network = Network(clock, random.Random(f"{seed}/network"), observe=self.trace.message)
         self.kv = MemoryEngine()
         self.processes: dict[str, Process] = {}
         self.platters: dict[str, Platter] = {}
@@ -319,6 +317,11 @@ class World:
         self.rpc: RpcClient | None = None
         self.env: SimEnv | None = None
 
+    def fail(self, error: Exception) -> None:
+        """End this world because of an error that no task can raise."""
+        self.error = self.error or error
+        self.nursery.cancel_scope.cancel()
+
     def add(self, name: str, body: Body) -> Process:
         process = self.processes[name] = Process(self, name, body)
         return process
@@ -328,7 +331,6 @@ class World:
 
     async def start(self) -> None:
         """Start the daemons, format, and wait until everything serves."""
-        self.nursery.start_soon(self.network.run)
         shape = self.shape
         for number in range(1, shape.mgmtds + 1):
             self.add(f"mgmtd{number}", _mgmtd(number)).start()
@@ -443,23 +445,6 @@ class _Log(logging.Handler):
             self.tracebacks.append(text)
 
 
-class _Standstill(trio.abc.Instrument):
-    """Ends a world in which tasks keep each other busy without time passing."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._now = -1.0
-        self._turns = 0
-
-    def before_io_wait(self, timeout: float) -> None:
-        now = trio.current_time()
-        self._turns = self._turns + 1 if now == self._now else 0
-        self._now = now
-        if self._turns > TURNS_MAX:
-            self._world.stuck = True
-            self._world.nursery.cancel_scope.cancel()
-
-
 @contextmanager
 def _watched(world: World) -> Iterator[None]:
     """While this lasts, the world sees all routing that anybody learns."""
@@ -501,7 +486,8 @@ def simulate(seed: int, shape: Shape, main: Callable[[World], Awaitable[None]], 
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            world = World(seed, shape, nursery)
+            world = World(seed, shape, nursery, clock)
+            clock.failed = world.fail
             world.trace.verbose = verbose
             worlds.append(world)
             log = _Log(world)
@@ -511,7 +497,6 @@ def simulate(seed: int, shape: Shape, main: Callable[[World], Awaitable[None]], 
             root.setLevel(logging.INFO)
             root.propagate = False
             try:
-                trio.lowlevel.add_instrument(_Standstill(world))
                 with _watched(world):
                     await main(world)
                 world.trace.note("done")
@@ -524,12 +509,12 @@ def simulate(seed: int, shape: Shape, main: Callable[[World], Awaitable[None]], 
             if log.tracebacks:  # also of tasks that were cancelled at the end
                 raise SimulationError(log.tracebacks[0])
 
-    clock = MockClock(autojump_threshold=0)  # before the guard: it asks a real clock, and multiplies by a rate of 0
+    clock = SimClock()
     try:
-        with _deterministic(seed), guarded():
+        with _deterministic(seed), guarded(), cheap_sleeps(clock):
             trio.run(run, clock=clock)
-        if worlds[0].stuck:
-            raise SimulationError("tasks run on and on while no time passes")
+        if worlds[0].error is not None:
+            raise worlds[0].error
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or not worlds:
             raise

@@ -8,8 +8,6 @@ a living connection, as with TCP: what a partition holds up arrives after it has
 
 from __future__ import annotations
 
-import heapq
-import math
 import os
 import random
 from collections import deque
@@ -21,6 +19,7 @@ import trio
 from fs3.errors import Code, ConfigError, FS3Error
 from fs3.transport.base import Connection, FileSlice, Listener, Part, Transport
 from fs3.wire.frame import BODY_SIZE_MAX, PAYLOAD_SIZE_MAX, Frame, Kind
+from tests.sim.clock import SimClock
 
 CAPACITY = 256 * 1024
 """Bytes that one direction holds before senders wait; a larger frame passes alone."""
@@ -48,46 +47,24 @@ Observer = Callable[[str, str, str, "Frame | None", bytes], None]
 
 
 class Network:
-    """All hosts, links and connections. `run` must run while the network is in use."""
+    """All hosts, links and connections, moved by the clock."""
 
-    def __init__(self, chance: random.Random, weather: Weather | None = None, observe: Observer | None = None) -> None:
+    def __init__(
+        self, clock: SimClock, chance: random.Random, weather: Weather | None = None, observe: Observer | None = None
+    ) -> None:
+        self.clock = clock
+        self.at = clock.at
         self.chance = chance
         self.weather = weather or Weather()
         self.observe = observe
         self.slow: dict[str, float] = {}  # host -> by how much all its messages take longer
         self.messages = 0
         self._blocked: dict[tuple[str, str], int] = {}  # (from, to) -> how many partitions block it
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._count = 0
-        self._sleeper = trio.CancelScope()
-        self._wake_at = math.inf
         self.listeners: dict[str, _SimListener] = {}
         self._wires: dict[int, _Wire] = {}  # those of living connections, in order of birth
         self._connections = 0
         self._healed = trio.Event()
         self._ports: dict[str, int] = {}
-
-    # Time
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Deliver what is due, until cancelled."""
-        task_status.started()
-        events = self._events
-        while True:
-            now = trio.current_time()
-            while events and events[0][0] <= now:
-                heapq.heappop(events)[2]()
-            self._wake_at = events[0][0] if events else math.inf
-            with trio.CancelScope(deadline=self._wake_at) as self._sleeper:
-                await trio.sleep_forever()
-
-    def at(self, when: float, action: Callable[[], None]) -> None:
-        """Do something at a time; at the same time, in the order of these calls."""
-        self._count += 1
-        heapq.heappush(self._events, (when, self._count, action))
-        if when < self._wake_at:
-            self._wake_at = when
-            self._sleeper.deadline = when
 
     def delay_s(self, source: str, destination: str, size: int) -> float:
         """How long a message takes now."""
@@ -215,8 +192,10 @@ class _Wire:
 
     def _launch(self, item: tuple[Frame, bytes] | None, size: int) -> None:
         network = self.network
-        when = trio.current_time() + network.delay_s(self.source, self.destination, size)
-        self.last_at = when = max(when, self.last_at)
+        when = network.clock.now + network.delay_s(self.source, self.destination, size)
+        if when < self.last_at:
+            when = self.last_at
+        self.last_at = when
         self.flying.append(item)
         network.at(when, self._arrive)
 
@@ -245,7 +224,7 @@ class _Wire:
                 self.end()  # the other side hears of it when it can
 
         self.network.at(
-            trio.current_time() + self.network.chance.uniform(weather.patience_min_s, weather.patience_max_s), give_up
+            self.network.clock.now + self.network.chance.uniform(weather.patience_min_s, weather.patience_max_s), give_up
         )
 
     def resume(self) -> None:
@@ -253,7 +232,7 @@ class _Wire:
         if not self.due:
             return
         network = self.network
-        self.last_at = max(self.last_at, trio.current_time() + network.delay_s(self.source, self.destination, 0))
+        self.last_at = max(self.last_at, self.network.clock.now + network.delay_s(self.source, self.destination, 0))
         due, self.due = self.due, 0
         self.stalls += 1
         for _ in range(due):
@@ -515,7 +494,7 @@ class SimTransport(Transport):
                 wire.ended = True
                 peer = wire.receiver
                 patience = network.chance.uniform(network.weather.patience_min_s, network.weather.patience_max_s)
-                network.at(trio.current_time() + patience, lambda peer=peer: peer.break_("no answer"))  # type: ignore[misc]
+                network.at(self.network.clock.now + patience, lambda peer=peer: peer.break_("no answer"))  # type: ignore[misc]
 
     async def connect(self, address: str) -> Connection:
         host, _ = _split(address)

@@ -17,7 +17,7 @@ import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -26,20 +26,20 @@ import mgmtd.daemon
 import storage.daemon
 from fs3.api.mgmtd import FORMAT, FormatRequest
 from fs3.client.mgmtd import MgmtdClient
-from fs3.env import Env
-from fs3.errors import Code, FS3Error
-from fs3.kv.base import KVEngine, Txn
+from fs3.errors import FS3Error
 from fs3.kv.memory import MemoryEngine
 from fs3.routing import ChainTarget, PublicState, RoutingInfo
 from fs3.rpc.client import RpcClient
-from fs3.transport.base import Transport
 from fs3.wire.frame import Frame
 from tests.sim.clock import SimClock, cheap_sleeps
 from tests.sim.disk import Platter
+from tests.sim.env import HostClock, SimEnv
 from tests.sim.guard import guarded
 from tests.sim.net import Network, SimTransport
+from tests.sim.plan import Plan, draw
+from tests.sim.rare import POINTS, Rare
+from tests.sim.store import KVPort
 
-EPOCH_NS = 1_700_000_000_000_000_000
 LOG_LINES = 400
 _EVENT = struct.Struct("<dBHQII")
 
@@ -73,6 +73,10 @@ class Shape:
     think_s: float = 0.0
     """Between two operations of a worker, on average; 0: the seed chooses."""
     canary: str = ""
+    rare: bool = True
+    """Whether rare branches are taken."""
+    plan: Plan | None = None
+    """What goes wrong; the seed chooses by default."""
 
 
 class Trace:
@@ -109,102 +113,6 @@ class Trace:
         return self._hash.hexdigest()
 
 
-class SimEnv(Env):
-    """The world of one incarnation of a process: its host's clocks run a little wrong."""
-
-    def __init__(self, transport: Transport, chance: random.Random, offset_s: float, rate: float, skew_ns: int) -> None:
-        super().__init__(transport, chance)
-        self._offset_s = offset_s
-        self._rate = rate
-        self._skew_ns = skew_ns
-
-    def monotonic(self) -> float:
-        return self._offset_s + self._rate * trio.current_time()
-
-    def wall_ns(self) -> int:
-        return EPOCH_NS + self._skew_ns + int(trio.current_time() * 1e9)
-
-
-class KVPort(KVEngine):
-    """The shared store as one incarnation of a process sees it."""
-
-    def __init__(self, world: World, name: str, chance: random.Random) -> None:
-        self._engine = world.kv
-        self._world = world
-        self._name = name
-        self.chance = chance
-        self.unplugged = False
-
-    def transaction(self) -> Txn:
-        return _PortTxn(self, self._engine.transaction())
-
-    async def step(self) -> None:
-        if self.unplugged:
-            await trio.sleep(0.5)
-            raise FS3Error(Code.KV_UNAVAILABLE, "unplugged")
-        slow_s = self._world.kv_slow_s.get(self._name, 0.0)
-        if slow_s:
-            await trio.sleep(self.chance.random() * slow_s)
-        if self.chance.random() < 0.2:
-            await trio.sleep(self.chance.expovariate(2000))
-            if self.unplugged:
-                raise FS3Error(Code.KV_UNAVAILABLE, "unplugged")
-
-    def fails(self) -> bool:
-        return self._world.stormy and self.chance.random() < self._world.shape.kv_faults
-
-    async def sync(self) -> None:
-        await self.step()
-
-    async def aclose(self) -> None:
-        pass
-
-
-class _PortTxn(Txn):
-    def __init__(self, port: KVPort, inner: Txn) -> None:
-        self._port = port
-        self._inner = inner
-        self.set = inner.set  # type: ignore[method-assign]
-        self.clear = inner.clear  # type: ignore[method-assign]
-        self.clear_range = inner.clear_range  # type: ignore[method-assign]
-        self.atomic_add = inner.atomic_add  # type: ignore[method-assign]
-        self.add_read_conflict_range = inner.add_read_conflict_range  # type: ignore[method-assign]
-        self.add_write_conflict_range = inner.add_write_conflict_range  # type: ignore[method-assign]
-        self.reset = inner.reset  # type: ignore[method-assign]
-
-    async def get(self, key: bytes, *, snapshot: bool = False) -> bytes | None:
-        await self._port.step()
-        return await self._inner.get(key, snapshot=snapshot)
-
-    async def get_range(
-        self, begin: bytes, end: bytes, *, limit: int = 0, reverse: bool = False, snapshot: bool = False
-    ) -> list[tuple[bytes, bytes]]:
-        await self._port.step()
-        return await self._inner.get_range(begin, end, limit=limit, reverse=reverse, snapshot=snapshot)
-
-    def set(self, key: bytes, value: bytes) -> None: ...
-    def clear(self, key: bytes) -> None: ...
-    def clear_range(self, begin: bytes, end: bytes) -> None: ...
-    def atomic_add(self, key: bytes, delta: int) -> None: ...
-    def add_read_conflict_range(self, begin: bytes, end: bytes) -> None: ...
-    def add_write_conflict_range(self, begin: bytes, end: bytes) -> None: ...
-    def reset(self) -> None: ...
-
-    async def commit(self) -> None:
-        port = self._port
-        await port.step()
-        if port.fails():
-            kind = port.chance.randrange(3)
-            if kind == 0:
-                raise FS3Error(Code.CONFLICT, "injected")
-            if kind == 1:
-                raise FS3Error(Code.COMMIT_UNKNOWN, "injected, not applied")
-            await self._inner.commit()
-            raise FS3Error(Code.COMMIT_UNKNOWN, "injected, applied")
-        await self._inner.commit()
-        await port.step()  # a crash here: it is done, and nobody was told
-
-
 Body = Callable[["Process", SimEnv, Callable[[str], None]], Awaitable[None]]
 
 
@@ -223,7 +131,7 @@ class Process:
         self._body = body
         self._scope = trio.CancelScope()
         chance = random.Random(f"{world.seed}/{name}/clock")
-        self._clock = (chance.uniform(0, 10_000), 1 + chance.uniform(-0.004, 0.004), int(chance.uniform(-2e9, 2e9)))
+        self.clock = HostClock(chance.uniform(0, 10_000), 1 + chance.uniform(-0.004, 0.004), int(chance.uniform(-2e9, 2e9)))
         self.chance = chance
         self.unplug: list[Callable[[], None]] = []
         self.transport: SimTransport | None = None
@@ -241,7 +149,8 @@ class Process:
     async def _live(self, scope: trio.CancelScope, life: int) -> None:
         process_name.set(f"{self.name}.{life}")
         self.transport = transport = self.world.network.host(self.name)
-        env = SimEnv(transport, random.Random(f"{self.world.seed}/{self.name}/{life}"), *self._clock)
+        chance = random.Random(f"{self.world.seed}/{self.name}/{life}")
+        env = SimEnv(transport, chance, self.clock, self._rare)
         ended = "ended"
         with scope:
             try:
@@ -260,6 +169,13 @@ class Process:
             await trio.sleep(self.chance.uniform(0.05, 0.5))
             if self.lives == life and not self.alive and not self.world.over:
                 self.start()
+
+    def _rare(self, point: str) -> bool:
+        world = self.world
+        if not world.stormy or not world.rare.ask(point):
+            return False
+        world.trace.note(f"{self.name}: {point}")
+        return True
 
     def _started(self, life: int) -> Callable[[str], None]:
         def started(address: str) -> None:
@@ -294,7 +210,19 @@ class World:
 
     def __init__(self, seed: int, shape: Shape, nursery: trio.Nursery, clock: SimClock) -> None:
         self.seed = seed
-        self.shape = shape
+        self.plan = plan = shape.plan or draw(
+            random.Random(f"{seed}/plan"),
+            Plan(shape.load_s, shape.clients, 0, shape.kv_faults),
+            shape.faults,
+            shape.fault_every_s,
+            shape.lease_ms / 1000,
+            POINTS if shape.rare else (),
+        )
+        self.shape = shape = replace(shape, load_s=plan.load_s, clients=plan.clients, kv_faults=plan.kv_faults)
+        self.rare = Rare(seed, plan.rare)
+        self.happened: dict[int, str] = {}
+        """What each fault of the plan did, in words."""
+        self.depose_within_s = 0.0  # how long the next commit of the primary mgmtd waits for another one to take over
         self.nursery = nursery
         self.trace = Trace()
         self.over = False
@@ -310,6 +238,7 @@ class World:
         self.platters: dict[str, Platter] = {}
         self.mgmtd_addresses = tuple(f"sim://mgmtd{i}:7000" for i in range(1, shape.mgmtds + 1))
         self.operations = 0
+        self.begun = 0
         self.undecided = 0
         """Searches that took too long."""
         self.faults: dict[str, int] = {}
@@ -326,6 +255,11 @@ class World:
         process = self.processes[name] = Process(self, name, body)
         return process
 
+    def begin(self) -> bool:
+        """Whether there may be one more operation."""
+        self.begun += 1
+        return not self.plan.operations or self.begun <= self.plan.operations
+
     def of_kind(self, kind: str) -> list[Process]:
         return [process for name, process in self.processes.items() if name.rstrip("0123456789") == kind]
 
@@ -337,7 +271,7 @@ class World:
         for number in range(1, shape.storages + 1):
             self.platters[f"storage{number}"] = Platter(random.Random(f"{self.seed}/disk{number}"), f"disk{number}")
             self.add(f"storage{number}", _storage(number)).start()
-        env = self.env = SimEnv(self.network.host("operator"), random.Random(f"{self.seed}/operator"), 0, 1, 0)
+        env = self.env = SimEnv(self.network.host("operator"), random.Random(f"{self.seed}/operator"))
         rpc = self.rpc = RpcClient(env, self.nursery)
         admin = self.mgmtd = MgmtdClient(env, rpc, self.mgmtd_addresses)
         await self.nursery.start(admin.run)

@@ -1,31 +1,39 @@
-"""What goes wrong in a simulation: drawn from the seed, and healed at the end."""
+"""Makes happen what a plan says goes wrong, and heals it at the end."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from random import Random
 
 import trio
 
 from tests.sim.cluster import Process, World
+from tests.sim.plan import Fault
+
+DRIFT_MAX = 0.1
+"""How wrong a host's monotonic clock may run. A node stops serving after half the lease by its own clock, and is called dead
+after the whole by mgmtd's, so leases stand this and more; see clock_broken() for what they do not stand."""
 
 
 class Faults:
-    """Injects the shape's kinds of faults for a while; heal() undoes all that can be undone."""
+    """Carries out the world's plan; heal() undoes all that can be undone.
+
+    Each kind is a method that gets its fault and a chance of that fault's own: what one does depends on no other's draws.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.chance = random.Random(f"{world.seed}/faults")
         self.stopped = False
         self._undo: dict[int, Callable[[], None]] = {}
         self._count = 0
-        self._kinds: dict[str, Callable[[], Awaitable[None]]] = {
-            "crash": self.crash,
+        self._number = 0  # of the fault that is being carried out
+        self._kinds: dict[str, Callable[[Fault, Random], None]] = {
+            "crash": lambda fault, _: self._kill(fault, self._pick(fault, "storage")),
             "crash_many": self.crash_many,
-            "crash_mgmtd": lambda: self._crash_one("mgmtd"),
-            "crash_meta": lambda: self._crash_one("meta"),
-            "crash_client": lambda: self._crash_one("client"),
-            "crash_mount": lambda: self._crash_one("mount"),
+            "crash_mgmtd": lambda fault, _: self._kill(fault, self._pick(fault, "mgmtd")),
+            "crash_meta": lambda fault, _: self._kill(fault, self._pick(fault, "meta")),
+            "crash_client": lambda fault, _: self._kill(fault, self._pick(fault, "client")),
+            "crash_mount": lambda fault, _: self._kill(fault, self._pick(fault, "mount")),
             "partition": self.partition,
             "isolate": self.isolate,
             "split": self.split,
@@ -34,6 +42,10 @@ class Faults:
             "hang": self.hang,
             "late": self.late,
             "kv_slow": self.kv_slow,
+            "depose": self.depose,
+            "clock_jump": self.clock_jump,
+            "clock_drift": self.clock_drift,
+            "clock_broken": self.clock_broken,
             "disk_error": self.disk_error,
             "disk_slow": self.disk_slow,
             "full": self.full,
@@ -42,18 +54,17 @@ class Faults:
         }
 
     async def run(self) -> None:
-        """Until cancelled, or stopped by heal()."""
-        shape = self.world.shape
-        self.world.stormy = True
-        if not shape.faults:
-            return
-        while not self.stopped:
-            await trio.sleep(self.chance.expovariate(1 / shape.fault_every_s))
+        """Until all faults of the plan have happened, or heal()."""
+        world = self.world
+        world.stormy = True
+        began = trio.current_time()
+        for number, fault in enumerate(world.plan.faults):
+            await trio.sleep_until(began + fault.at_s)
             if self.stopped:
                 return
-            kind = self.chance.choice(shape.faults)
-            self.world.faults[kind] = self.world.faults.get(kind, 0) + 1
-            await self._kinds[kind]()
+            world.faults[fault.kind] = world.faults.get(fault.kind, 0) + 1
+            self._number = number
+            self._kinds[fault.kind](fault, Random(fault.subject))
 
     def heal(self) -> None:
         """End all faults; what is down is started again."""
@@ -66,9 +77,15 @@ class Faults:
             if not process.alive and process.supervised:
                 process.start()
 
+    def _tell(self, what: str) -> None:
+        """Say what the fault that is being carried out does."""
+        self.world.trace.note(f"fault: {what}")
+        before = self.world.happened.get(self._number)
+        self.world.happened[self._number] = f"{before}; {what}" if before else what
+
     def _for_a_while(self, what: str, seconds: float, undo: Callable[[], None]) -> None:
         """Undo something later, or at the healing."""
-        self.world.trace.note(f"fault: {what} for {seconds:.3f} s")
+        self._tell(what)
         self._count += 1
         number = self._count
         self._undo[number] = undo
@@ -81,17 +98,14 @@ class Faults:
 
         self.world.network.at(trio.current_time() + seconds, end)
 
-    def _duration_s(self) -> float:
-        """Often shorter than a lease, often longer."""
-        return self.chance.choice((0.02, 0.3, 1.0, 3.0)) * self.chance.uniform(0.5, 2)
-
-    def _pick(self, *kinds: str) -> Process | None:
+    def _pick(self, fault: Fault, *kinds: str) -> Process:
+        """Whom a fault meets."""
         found = [process for kind in kinds for process in self.world.of_kind(kind)]
-        return self.chance.choice(found) if found else None
+        return found[fault.subject % len(found)]
 
     # Processes
 
-    async def _kill(self, process: Process, power: bool = False) -> None:
+    def _kill(self, fault: Fault, process: Process, power: bool = False) -> None:
         if not process.alive:
             return
         process.crash(power=power)
@@ -104,67 +118,60 @@ class Faults:
             if not process.alive and process.supervised:
                 process.start()
 
-        self._for_a_while(f"{process.name} is down", self._duration_s(), restart)
+        self._for_a_while(f"{process.name} is {'without power' if power else 'down'}", fault.duration_s, restart)
 
-    async def _crash_one(self, kind: str) -> None:
-        process = self._pick(kind)
-        if process is not None:
-            await self._kill(process)
-
-    async def crash(self) -> None:
-        await self._crash_one("storage")
-
-    async def crash_many(self) -> None:
+    def crash_many(self, fault: Fault, chance: Random) -> None:
         """Several storage daemons at once, perhaps all of them."""
         for process in self.world.of_kind("storage"):
-            if self.chance.random() < 0.7:
-                await self._kill(process)
+            if chance.random() < 0.7:
+                self._kill(fault, process)
 
-    async def power(self) -> None:
+    def power(self, fault: Fault, chance: Random) -> None:
         """One storage host loses power, while no other is down."""
         storages = self.world.of_kind("storage")
         routing = self.world.mgmtd.routing if self.world.mgmtd is not None else None
         if routing is not None and self.world.serving(routing) and all(process.alive for process in storages):
-            await self._kill(self.chance.choice(storages), power=True)
+            self._kill(fault, self._pick(fault, "storage"), power=True)
 
     # The network
 
     def _hosts(self) -> list[str]:
         return list(self.world.processes)
 
-    async def partition(self) -> None:
+    def partition(self, fault: Fault, chance: Random) -> None:
         """Two hosts, or two halves, do not hear each other; perhaps in one direction only."""
         hosts = self._hosts()
-        self.chance.shuffle(hosts)
-        at = 1 if self.chance.random() < 0.5 else self.chance.randrange(1, len(hosts))
+        chance.shuffle(hosts)
+        at = 1 if chance.random() < 0.5 else chance.randrange(1, len(hosts))
         left, right = hosts[:at], hosts[at:]
-        if self.chance.random() < 0.4:
+        if chance.random() < 0.4:
             right = right[:1]
-        there, back = self.chance.choice(((True, True), (True, False), (False, True)))
+        there, back = chance.choice(((True, True), (True, False), (False, True)))
         pairs = [(a, b) for a in left for b in right] if there else []
         pairs += [(b, a) for a in left for b in right] if back else []
-        self._block(f"partition of {left} from {right} {there, back}", pairs)
+        how = "apart from" if there and back else "not heard by" if there else "deaf to"
+        self._block(f"{' '.join(left)} {how} {' '.join(right)}", pairs, fault.duration_s)
 
-    async def isolate(self) -> None:
+    def isolate(self, fault: Fault, chance: Random) -> None:
         """A storage daemon and mgmtd do not hear each other, while clients hear both."""
-        process = self._pick("storage")
-        assert process is not None
+        process = self._pick(fault, "storage")
         pairs = []
         for other in self.world.of_kind("mgmtd"):
             pairs += [(process.name, other.name), (other.name, process.name)]
-        self._block(f"{process.name} is isolated from mgmtd", pairs)
+        self._block(f"{process.name} is isolated from mgmtd", pairs, fault.duration_s)
 
-    async def split(self) -> None:
+    def split(self, fault: Fault, chance: Random) -> list[Process]:
         """A storage daemon or two, with a few clients, are cut off from all the rest for longer than a lease."""
         storages, clients = self.world.of_kind("storage"), self.world.of_kind("client")
-        away = self.chance.sample(storages, self.chance.randint(1, max(1, len(storages) // 2)))
-        away += self.chance.sample(clients, len(clients) // 2)
+        away = chance.sample(storages, chance.randint(1, max(1, len(storages) // 2)))
+        away += chance.sample(clients, len(clients) // 2)
         left = [process.name for process in away]
         right = [host for host in self._hosts() if host not in left]
         pairs = [pair for a in left for b in right for pair in ((a, b), (b, a))]
-        self._block(f"{left} are split off", pairs, self.chance.uniform(1, 5) * self.world.shape.lease_ms / 1000)
+        self._block(f"{' '.join(left)} split off", pairs, fault.duration_s)
+        return away
 
-    def _block(self, what: str, pairs: list[tuple[str, str]], seconds: float = 0) -> None:
+    def _block(self, what: str, pairs: list[tuple[str, str]], seconds: float) -> None:
         network = self.world.network
         for source, destination in pairs:
             network.block(source, destination)
@@ -173,89 +180,123 @@ class Faults:
             for source, destination in pairs:
                 network.unblock(source, destination)
 
-        self._for_a_while(what, seconds or self._duration_s(), heal)
+        self._for_a_while(what, seconds, heal)
 
-    async def cut(self) -> None:
-        hosts = self._hosts()
-        a, b = self.chance.sample(hosts, 2)
-        self.world.trace.note(f"fault: cut {a} - {b}")
+    def cut(self, fault: Fault, chance: Random) -> None:
+        """The connections between two hosts break."""
+        a, b = chance.sample(self._hosts(), 2)
+        self._tell(f"connections of {a} and {b} are cut")
         self.world.network.cut(a, b)
 
-    async def slow(self) -> None:
-        process = self.chance.choice(list(self.world.processes.values()))
+    def slow(self, fault: Fault, chance: Random) -> None:
+        """All messages of a host take longer."""
+        name = chance.choice(self._hosts())
         network = self.world.network
-        network.slow[process.name] = self.chance.choice((10.0, 100.0, 1000.0))
-        self._for_a_while(f"{process.name} is slow", self._duration_s(), lambda: _drop(network.slow, process.name))
+        network.slow[name] = times = float(round(10 * 100**fault.strength))
+        self._for_a_while(f"{name} is {times:.0f} times slower", fault.duration_s, lambda: _drop(network.slow, name))
 
-    async def hang(self) -> None:
+    def hang(self, fault: Fault, chance: Random) -> None:
         """A process does not react: nothing gets in or out, though its own clock goes on."""
-        process = self.chance.choice(list(self.world.processes.values()))
-        others = [host for host in self._hosts() if host != process.name]
-        pairs = [(process.name, host) for host in others] + [(host, process.name) for host in others]
-        self._block(f"{process.name} hangs", pairs)
+        name = chance.choice(self._hosts())
+        others = [host for host in self._hosts() if host != name]
+        pairs = [(name, host) for host in others] + [(host, name) for host in others]
+        self._block(f"{name} hangs", pairs, fault.duration_s)
 
-    async def late(self) -> None:
+    def late(self, fault: Fault, chance: Random) -> None:
         """What a meta daemon sends to the storage daemons arrives long after it gave up waiting, and another took over."""
-        process = self._pick("meta")
-        assert process is not None
+        process = self._pick(fault, "meta")
         weather = self.world.network.weather
         weather.patience_min_s = weather.patience_max_s = 60.0
         pairs = [(process.name, other.name) for other in self.world.of_kind("storage")]
-        self._block(f"{process.name} is cut off from storage", pairs, self.chance.uniform(13, 25))
+        self._block(f"{process.name} is cut off from storage", pairs, fault.duration_s)
 
-    async def kv_slow(self) -> None:
+    # The store
+
+    def kv_slow(self, fault: Fault, chance: Random) -> None:
         """The store answers a mgmtd or meta daemon so late that it may have lost its lease by then."""
-        process = self._pick("mgmtd", "meta")
-        assert process is not None
+        name = self._pick(fault, "mgmtd", "meta").name
         slow_s = self.world.kv_slow_s
-        slow_s[process.name] = self.chance.choice((0.1, 0.5, 2.0))
-        self._for_a_while(f"the store is slow for {process.name}", self._duration_s(), lambda: _drop(slow_s, process.name))
+        slow_s[name] = by_s = round(0.1 * 20**fault.strength, 3)
+        what = f"the store takes up to {by_s} s for {name}"
+        self._for_a_while(what, fault.duration_s, lambda: _drop(slow_s, name))
+
+    def depose(self, fault: Fault, chance: Random) -> None:
+        """The next change of the primary mgmtd is held up between its check and its commit, until another one is primary."""
+        self.world.depose_within_s = max(1.0, fault.duration_s)
+        self._tell("the primary mgmtd is deposed in its next commit")
+
+    # Clocks
+
+    def clock_jump(self, fault: Fault, chance: Random) -> None:
+        """A host's wall clock is set, by up to days. Nothing but time stamps may notice."""
+        process = self.world.processes[chance.choice(self._hosts())]
+        by_s = round(chance.choice((-1, 1)) * 10 ** (6 * fault.strength), 3)
+        process.clock.skew_ns += int(by_s * 1e9)
+        self._tell(f"the wall clock of {process.name} jumps by {by_s} s")
+
+    def clock_drift(self, fault: Fault, chance: Random) -> None:
+        """A host's monotonic clock runs too fast or too slow, as far as leases have to stand."""
+        process = self.world.processes[chance.choice(self._hosts())]
+        rate = 1 + round(chance.choice((-1, 1)) * DRIFT_MAX * fault.strength, 4)
+        self._run_clock(process, rate, fault.duration_s)
+
+    def clock_broken(self, fault: Fault, chance: Random) -> None:
+        """A storage daemon that is cut off sees time nearly stand still: it believes in its lease long after it has run out.
+        The product cannot hold that; a checker must see it."""
+        for process in self.split(fault, chance):
+            self._run_clock(process, 0.01, fault.duration_s)
+
+    def _run_clock(self, process: Process, rate: float, seconds: float) -> None:
+        clock = process.clock
+        clock.run_at(rate)
+        what = f"the clock of {process.name} runs at {rate:.4f}"
+        self._for_a_while(what, seconds, lambda: clock.run_at(clock.usual_rate))
 
     # Disks
 
-    async def disk_error(self) -> None:
+    def disk_error(self, fault: Fault, chance: Random) -> None:
         """A disk errs. Its daemon gives up its targets; an operator starts it again later."""
-        process = self._pick("storage")
-        assert process is not None
+        process = self._pick(fault, "storage")
         platter = self.world.platters[process.name]
-        platter.errors = self.chance.choice((0.01, 0.2, 1.0))
+        platter.errors = (0.01, 0.2, 1.0)[min(2, int(3 * fault.strength))]
 
         def repair() -> None:
             platter.errors = 0.0
             process.crash()
             process.start()
 
-        self._for_a_while(f"the disk of {process.name} errs", self._duration_s(), repair)
+        self._for_a_while(f"the disk of {process.name} errs at {platter.errors}", fault.duration_s, repair)
 
-    async def disk_slow(self) -> None:
-        process = self._pick("storage")
-        assert process is not None
-        wear = self.world.platters[process.name].wear
-        before = wear.spike, wear.spike_s
-        wear.spike, wear.spike_s = 0.3, 0.5
+    def disk_slow(self, fault: Fault, chance: Random) -> None:
+        """A disk often takes long."""
+        process = self._pick(fault, "storage")
+        platter = self.world.platters[process.name]
+        wear = platter.wear
+        wear.spike, wear.spike_s = 0.3, fault.strength
 
         def over() -> None:
-            wear.spike, wear.spike_s = before
+            usual = type(wear)()
+            wear.spike, wear.spike_s = usual.spike, usual.spike_s
 
-        self._for_a_while(f"the disk of {process.name} is slow", self._duration_s(), over)
+        self._for_a_while(f"the disk of {process.name} takes up to {wear.spike_s} s", fault.duration_s, over)
 
-    async def full(self) -> None:
-        process = self._pick("storage")
-        assert process is not None
+    def full(self, fault: Fault, chance: Random) -> None:
+        """A disk has no space."""
+        process = self._pick(fault, "storage")
         platter = self.world.platters[process.name]
         platter.full = True
 
         def room() -> None:
             platter.full = False
 
-        self._for_a_while(f"the disk of {process.name} is full", self._duration_s(), room)
+        self._for_a_while(f"the disk of {process.name} is full", fault.duration_s, room)
 
-    async def bit_flip(self) -> None:
-        process = self._pick("storage")
-        assert process is not None
+    def bit_flip(self, fault: Fault, chance: Random) -> None:
+        """A bit on a disk is wrong from now on."""
+        process = self._pick(fault, "storage")
         where = self.world.platters[process.name].flip_bit()
         if where:
-            self.world.trace.note(f"fault: bit flip in {where}")
+            self._tell(f"a bit of {where} of {process.name} flips")
 
 
 def _drop(into: dict[str, float], name: str) -> None:

@@ -56,6 +56,8 @@ class Load:
             try:
                 while trio.current_time() < self.stop_at:
                     await trio.sleep(env.random.expovariate(1 / self.think_s))
+                    if not self.world.begin():
+                        return
                     await operate()
             finally:
                 self._active -= 1

@@ -168,7 +168,7 @@ async def mounts(world: World) -> None:
     env = world.env
     assert env is not None and world.mgmtd is not None
     load = MountLoad(world)
-    operator = SimEnv(world.network.host("janitor"), random.Random(f"{world.seed}/janitor"), 0, 1, 0)
+    operator = SimEnv(world.network.host("janitor"), random.Random(f"{world.seed}/janitor"))
     async with connect(operator, world.mgmtd_addresses, "janitor") as client, trio.open_nursery() as tasks:
         fs = FileSystem(client, tasks, FsOptions(0, 0, 0))
         await load.prepare(fs)
@@ -188,7 +188,7 @@ async def own_files(world: World) -> None:
     """Files with one writer each. Afterwards another mount sees what was closed; all is removed and no chunk left."""
     await world.start()
     load = OwnFileLoad(world)
-    operator = SimEnv(world.network.host("janitor"), random.Random(f"{world.seed}/janitor"), 0, 1, 0)
+    operator = SimEnv(world.network.host("janitor"), random.Random(f"{world.seed}/janitor"))
     async with connect(operator, world.mgmtd_addresses, "janitor") as client, trio.open_nursery() as tasks:
         fs = FileSystem(client, tasks, FsOptions(0, 0, 0))
         await storm(world, load)

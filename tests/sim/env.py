@@ -1,0 +1,56 @@
+"""The world of one incarnation of a simulated process: its host's clocks, chance, and what rare branches it takes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import trio
+
+from fs3.env import Env, never
+from fs3.transport.base import Transport
+
+EPOCH_NS = 1_700_000_000_000_000_000
+
+
+class HostClock:
+    """A host's clocks, which run a little wrong. They outlive its processes.
+
+    offset_s, rate: of the monotonic clock against the simulation's; skew_ns: of the wall clock.
+    """
+
+    __slots__ = ("_offset_s", "rate", "skew_ns", "usual_rate")
+
+    def __init__(self, offset_s: float = 0.0, rate: float = 1.0, skew_ns: int = 0) -> None:
+        self._offset_s = offset_s
+        self.rate = self.usual_rate = rate
+        self.skew_ns = skew_ns
+
+    def monotonic(self) -> float:
+        return self._offset_s + self.rate * trio.current_time()
+
+    def run_at(self, rate: float) -> None:
+        """Go on from now at another rate."""
+        self._offset_s += (self.rate - rate) * trio.current_time()
+        self.rate = rate
+
+
+class SimEnv(Env):
+    """What a simulated daemon or client gets."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        chance: random.Random,
+        clock: HostClock | None = None,
+        rare: Callable[[str], bool] = never,
+    ) -> None:
+        super().__init__(transport, chance, rare=rare)
+        self.clock = clock or HostClock()
+
+    def monotonic(self) -> float:
+        clock = self.clock
+        return clock._offset_s + clock.rate * trio.current_time()
+
+    def wall_ns(self) -> int:
+        return EPOCH_NS + self.clock.skew_ns + int(trio.current_time() * 1e9)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import trio
 
 from fs3.api.meta import FileKind
+from fs3.client.connect import connect
 from fs3.ids import ROOT_INODE
-from fuse.fs import FileSystem
+from fuse.fs import FileSystem, FsOptions
 from tests.sim.checkers import check_replicas, count_chunks
-from tests.sim.cluster import SimulationError, World
+from tests.sim.cluster import SimEnv, SimulationError, World
 from tests.sim.faults import Faults
 from tests.sim.load import Load
 from tests.sim.mounts import ROOT
+
+
+@asynccontextmanager
+async def janitor(world: World) -> AsyncIterator[FileSystem]:
+    """A mount that prepares, checks and removes, and that no fault meets by name."""
+    env = SimEnv(world.network.host("janitor"), random.Random(f"{world.seed}/janitor"))
+    async with connect(env, world.mgmtd_addresses, "janitor") as client, trio.open_nursery() as tasks:
+        yield FileSystem(client, tasks, FsOptions(0, 0, 0))
+        tasks.cancel_scope.cancel()
 
 
 async def storm(world: World, load: Load) -> None:

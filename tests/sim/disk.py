@@ -1,5 +1,8 @@
-"""A disk in memory that keeps what a real one would: process crashes lose nothing that was written, power loss loses or
-tears what was not synced, by sectors; and it can err, flip bits, fill up and be slow.
+"""A disk in memory that keeps what a real one would, and fails as real ones do.
+
+Process crashes lose nothing that was written. Loss of power keeps of the pages that were written since the last sync any
+subset, and of the records any prefix of what was written. Besides, it can err as a whole or at single pages, flip bits, put
+writes elsewhere or nowhere, fill up, be slow, and not answer at all.
 
 A `Platter` is what is on the disk, whatever happens to processes; a `SimDisk` is one process's use of it (the port).
 """
@@ -17,7 +20,9 @@ from fs3.checksum import Buffer
 from fs3.errors import Code, ConfigError, FS3Error
 from storage.disk import Disk, DiskFile, Records, Space
 
-SECTOR = 4096
+PAGE = 4096
+WRITE_BACK = 0.02
+"""How likely a write is to make the system write back some of what is not durable yet."""
 
 
 @dataclass(slots=True)
@@ -34,54 +39,103 @@ class Wear:
 
 
 class _Store:
-    """One data file: what readers see, what is durable, and the writes in between, in their order."""
+    """One data file. view: what readers see, the page cache included. durable: what power loss leaves.
 
-    __slots__ = ("durable", "synced", "unsynced", "view")
+    dirty: the pages that may differ between both, in the order of their first write. taken: one byte for each page, 1 where
+    it takes up space. bad: pages that cannot be read until they are written again.
+    """
+
+    __slots__ = ("bad", "dirty", "durable", "taken", "view")
 
     def __init__(self) -> None:
-        self.synced = 0  # writes that are durable
         self.view = bytearray()
         self.durable = bytearray()
-        self.unsynced: list[tuple[int, bytes]] = []
+        self.dirty: dict[int, None] = {}
+        self.taken = bytearray()
+        self.bad: set[int] = set()
 
-    def write(self, offset: int, data: bytes) -> None:
-        _put(self.view, offset, data)
-        self.unsynced.append((offset, data))
+    def growth(self, offset: int, length: int) -> int:
+        """How many pages more would be taken up by a write there."""
+        first, end = _pages(offset, length)
+        return end - first - self.taken.count(1, first, end)
 
-    def written(self) -> int:
-        return self.synced + len(self.unsynced)
+    def write(self, offset: int, parts: Sequence[Buffer]) -> None:
+        view, at = self.view, offset
+        if len(view) < offset:
+            view.extend(bytes(offset - len(view)))
+        for part in parts:
+            end = at + len(part)
+            view[at:end] = part
+            at = end
+        self._touch(offset, at - offset, 1)
 
-    def sync(self, written: int) -> None:
-        """Make durable what `written` counted."""
-        count = max(0, written - self.synced)
-        for offset, data in self.unsynced[:count]:
-            _put(self.durable, offset, data)
-        del self.unsynced[:count]
-        self.synced += count
+    def punch(self, offset: int, length: int) -> None:
+        self.view[offset : offset + length] = bytes(length)
+        self._touch(offset, length, 0)
+
+    def _touch(self, offset: int, length: int, taken: int) -> None:
+        first, end = _pages(offset, length)
+        self.dirty.update(dict.fromkeys(range(first, end)))
+        if len(self.taken) < end:
+            self.taken.extend(bytes(end - len(self.taken)))
+        if not taken:  # only what is covered whole is given back
+            first, end = -(-offset // PAGE), (offset + length) // PAGE
+        if end > first:
+            self.taken[first:end] = bytes([taken]) * (end - first)
+        if self.bad:
+            self.bad.difference_update(range(-(-offset // PAGE), (offset + length) // PAGE))
+
+    def write_back(self, pages: Sequence[int]) -> None:
+        """Make these pages durable, as they are now."""
+        view, durable, dirty = self.view, self.durable, self.dirty
+        i = 0
+        while i < len(pages):
+            first = end = pages[i]
+            while i < len(pages) and pages[i] == end:  # neighbours at once
+                dirty.pop(end, None)
+                end += 1
+                i += 1
+            start = first * PAGE
+            if len(durable) < start:
+                durable.extend(bytes(start - len(durable)))
+            with memoryview(view) as whole:
+                durable[start : end * PAGE] = whole[start : end * PAGE]
 
     def lose_power(self, chance: random.Random, kept: float) -> None:
-        """Each unsynced sector got to the disk or not, in any order."""
-        for offset, data in self.unsynced:
-            at = 0
-            while at < len(data):
-                end = min(len(data), (offset + at) // SECTOR * SECTOR + SECTOR - offset)
-                if chance.random() < kept:
-                    _put(self.durable, offset + at, data[at:end])
-                at = end
-        self.unsynced.clear()
+        """Each page that is not durable got to the disk, or not."""
+        self.write_back([page for page in self.dirty if chance.random() < kept])
+        self.dirty.clear()
         self.view = bytearray(self.durable)
+        pages = -(-len(self.view) // PAGE)
+        self.taken = self.taken[:pages].ljust(pages, b"\1")
+
+    def pages_taken(self) -> list[int]:
+        return [page for page, taken in enumerate(self.taken) if taken and page * PAGE < len(self.view)]
+
+    def flip_bit(self, page: int, chance: random.Random) -> int:
+        """Change one bit of a page at rest; returns where."""
+        self.write_back([page])
+        at = chance.randrange(page * PAGE, min(len(self.view), (page + 1) * PAGE))
+        self.view[at] ^= 1 << chance.randrange(8)
+        self.durable[at] = self.view[at]
+        return at
+
+
+def _pages(offset: int, length: int) -> tuple[int, int]:
+    return offset // PAGE, -(-(offset + length) // PAGE)
 
 
 class _Log:
     """A store of records: a log of batches, of which power loss keeps a part from the beginning."""
 
-    __slots__ = ("durable", "synced", "unsynced", "view")
+    __slots__ = ("broken", "durable", "synced", "unsynced", "view")
 
     def __init__(self) -> None:
         self.synced = 0  # batches that are durable
         self.view: dict[bytes, bytes] = {}
         self.durable: dict[bytes, bytes] = {}
         self.unsynced: list[tuple[list[tuple[bytes, bytes]], list[bytes]]] = []
+        self.broken = False  # it cannot be opened
 
     def write(self, puts: list[tuple[bytes, bytes]], deletes: list[bytes]) -> None:
         _change(self.view, puts, deletes)
@@ -105,12 +159,6 @@ class _Log:
         self.view = dict(self.durable)
 
 
-def _put(into: bytearray, offset: int, data: bytes) -> None:
-    if len(into) < offset:
-        into.extend(bytes(offset - len(into)))
-    into[offset : offset + len(data)] = data
-
-
 def _change(into: dict[bytes, bytes], puts: Sequence[tuple[bytes, bytes]], deletes: Sequence[bytes]) -> None:
     into.update(puts)
     for key in deletes:
@@ -119,20 +167,26 @@ def _change(into: dict[bytes, bytes], puts: Sequence[tuple[bytes, bytes]], delet
 
 @dataclass(eq=False)
 class Platter:
-    """What is on one disk, and what is wrong with it. capacity in bytes. fsync_lies: syncs do nothing (a canary)."""
+    """What is on one disk, and what is wrong with it. capacity in bytes. fsync_lies: syncs do nothing (a canary).
+
+    errors: share of reads, writes and syncs that fail. slips: share of writes to data files that end up elsewhere, or
+    nowhere. stuck: while it is set, nothing that waits for the disk goes on, and nobody can cancel it.
+    """
 
     chance: random.Random
     name: str = "sim"
     capacity: int = 1 << 40
     wear: Wear = field(default_factory=Wear)
     errors: float = 0.0
-    """Share of reads, writes and syncs that fail."""
+    slips: float = 0.0
     fsync_lies: ClassVar[bool] = False
     files: dict[str, _Store] = field(default_factory=dict)
     logs: dict[str, _Log] = field(default_factory=dict)
     small: dict[str, bytes] = field(default_factory=dict)
     user: SimDisk | None = None
     full: bool = False
+    boots: int = 1
+    stuck: trio.Event | None = None
 
     def open(self) -> SimDisk:
         if self.user is not None and not self.user.closed:
@@ -141,29 +195,51 @@ class Platter:
         return self.user
 
     def used(self) -> int:
-        return sum(len(store.view) for store in self.files.values())
+        return PAGE * sum(store.taken.count(1) for store in self.files.values())
 
     def lose_power(self) -> None:
         """Unplugged before, see SimDisk.unplug."""
         assert self.user is None or self.user.closed
+        self.boots += 1
         chance = self.chance
         for store in self.files.values():
             store.lose_power(chance, chance.choice((0.0, 0.5, 0.9, 1.0)))
         for log in self.logs.values():
             log.lose_power(chance, chance.choice((0.0, 0.5, 1.0, 1.0)))
 
-    def flip_bit(self) -> str:
+    def flip_bit(self, chance: random.Random | None = None) -> str:
         """Change one bit of what is stored in a data file; returns where, "" where nothing is stored."""
-        names = sorted(name for name, store in self.files.items() if store.view)
-        if not names:
+        chance = chance or self.chance
+        found = self._pick(chance)
+        return f"{self.name}/{found[0]} at {self.files[found[0]].flip_bit(found[1], chance)}" if found else ""
+
+    def spoil(self, chance: random.Random, pages: int) -> str:
+        """Make some neighbouring pages of a data file unreadable; returns which, "" where nothing is stored."""
+        found = self._pick(chance)
+        if found is None:
             return ""
-        name = self.chance.choice(names)
-        store = self.files[name]
-        at = self.chance.randrange(len(store.view))
-        store.view[at] ^= 1 << self.chance.randrange(8)
-        if at < len(store.durable):
-            store.durable[at] = store.view[at]
-        return f"{self.name}/{name} at {at}"
+        name, page = found
+        self.files[name].write_back([page])
+        self.files[name].bad.update(range(page, page + pages))
+        return f"{self.name}/{name} page {page} and {pages - 1} more"
+
+    def repair(self) -> None:
+        """Every page can be read again."""
+        for store in self.files.values():
+            store.bad.clear()
+
+    def _pick(self, chance: random.Random) -> tuple[str, int] | None:
+        pages = [(name, page) for name in sorted(self.files) for page in self.files[name].pages_taken()]
+        return chance.choice(pages) if pages else None
+
+    def stick(self) -> None:
+        if self.stuck is None:
+            self.stuck = trio.Event()
+
+    def unstick(self) -> None:
+        if self.stuck is not None:
+            self.stuck.set()
+            self.stuck = None
 
 
 class SimDisk(Disk):
@@ -173,27 +249,47 @@ class SimDisk(Disk):
         self.platter = platter
         self.name = platter.name
         self.closed = False
+        self._unplugged = trio.Event()
 
     def unplug(self) -> None:
         self.closed = True
+        self._unplugged.set()
+
+    def boot_id(self) -> str:
+        return f"boot{self.platter.boots}"
 
     async def step(self, time_s: float, what: str) -> None:
         """What each read, write and sync begins with."""
-        platter, wear = self.platter, self.platter.wear
-        chance = platter.chance
+        platter = self.platter
+        wear, chance = platter.wear, platter.chance
         if self.closed:
             await trio.sleep_forever()  # until its process is cancelled
-        if chance.random() < wear.spike:
+        draw = chance.random()
+        if draw < wear.spike:
             await trio.sleep(chance.random() * wear.spike_s)
-        elif chance.random() < wear.waits or time_s >= wear.sync_s:
+        elif draw < wear.spike + wear.waits or time_s >= wear.sync_s:
             await trio.sleep(chance.expovariate(1 / time_s))
-        if self.closed:
+        while platter.stuck is not None and not self._unplugged.is_set():
+            await self._wait(platter.stuck)
+        if self._unplugged.is_set():
             await trio.sleep_forever()
         if platter.errors and chance.random() < platter.errors:
-            raise FS3Error(Code.DISK_FAILED, f"{what}: Input/output error (injected)")
+            raise _failed(what)
 
-    def check_room(self, growth: int, what: str) -> None:
-        if growth > 0 and (self.platter.full or self.platter.used() + growth > self.platter.capacity):
+    async def _wait(self, stuck: trio.Event) -> None:
+        """As a thread waits in the kernel: no cancellation reaches it."""
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                for event in (stuck, self._unplugged):
+                    nursery.start_soon(self._first, event, nursery.cancel_scope)
+
+    async def _first(self, event: trio.Event, scope: trio.CancelScope) -> None:
+        await event.wait()
+        scope.cancel()
+
+    def check_room(self, pages: int, what: str) -> None:
+        platter = self.platter
+        if pages > 0 and (platter.full or platter.used() + pages * PAGE > platter.capacity):
             raise FS3Error(Code.NO_SPACE, f"{what}: No space left on device")
 
     def space(self) -> Space:
@@ -220,6 +316,11 @@ class SimDisk(Disk):
 
     def close(self) -> None:
         self.closed = True
+        self._unplugged.set()
+
+
+def _failed(what: str) -> FS3Error:
+    return FS3Error(Code.DISK_FAILED, f"{what}: Input/output error (injected)")
 
 
 class _File(DiskFile):
@@ -230,42 +331,58 @@ class _File(DiskFile):
 
     async def read(self, offset: int, into: memoryview) -> None:
         await self._disk.step(self._disk.platter.wear.read_s, f"read {self._path}")
-        found = self._store.view[offset : offset + len(into)]
-        into[: len(found)] = found
-        if len(found) < len(into):
-            into[len(found) :] = bytes(len(into) - len(found))
+        store, length = self._store, len(into)
+        if store.bad and not store.bad.isdisjoint(range(*_pages(offset, length))):
+            raise _failed(f"read {self._path} at {offset}")
+        with memoryview(store.view) as view:
+            found = view[offset : offset + length]
+            into[: len(found)] = found
+            if len(found) < length:
+                into[len(found) :] = bytes(length - len(found))
+            found.release()
 
     async def write(self, offset: int, parts: Sequence[Buffer]) -> None:
-        data = b"".join(parts)
-        disk = self._disk
-        disk.check_room(offset + len(data) - len(self._store.view), f"write {self._path}")
+        disk, store = self._disk, self._store
+        length = sum([len(part) for part in parts])
+        what = f"write {self._path}"
+        disk.check_room(store.growth(offset, length), what)
         try:
-            await disk.step(disk.platter.wear.write_s, f"write {self._path}")
+            await disk.step(disk.platter.wear.write_s, what)
         except BaseException:
-            if not disk.closed and data:
-                self._store.write(offset, data[: disk.platter.chance.randrange(len(data))])
+            if not disk.closed and length:
+                store.write(offset, [b"".join(parts)[: disk.platter.chance.randrange(length)]])
             raise
-        self._store.write(offset, data)
+        platter = disk.platter
+        chance = platter.chance
+        if platter.slips and chance.random() < platter.slips:
+            if chance.random() < 0.5 and offset >= PAGE:
+                store.write(chance.randrange(offset // PAGE) * PAGE, parts)
+            return
+        store.write(offset, parts)
+        if store.dirty and chance.random() < WRITE_BACK:
+            share = chance.choice((0.2, 1.0, 1.0))
+            store.write_back([page for page in list(store.dirty) if share == 1 or chance.random() < share])
 
     def write_at_once(self, offset: int, data: Buffer) -> None:
         if self._disk.closed:
             return
-        self._disk.check_room(offset + len(data) - len(self._store.view), f"write {self._path}")
+        self._disk.check_room(self._store.growth(offset, len(data)), f"write {self._path}")
         if self._disk.platter.errors and self._disk.platter.chance.random() < self._disk.platter.errors:
-            raise FS3Error(Code.DISK_FAILED, f"write {self._path}: Input/output error (injected)")
-        self._store.write(offset, bytes(data))
+            raise _failed(f"write {self._path}")
+        self._store.write(offset, [data])
 
     async def punch(self, offset: int, length: int) -> None:
         await self._disk.step(self._disk.platter.wear.write_s, f"punch {self._path}")
         length = max(0, min(length, len(self._store.view) - offset))
         if length:
-            self._store.write(offset, bytes(length))
+            self._store.punch(offset, length)
 
     async def sync(self) -> None:
-        written = self._store.written()
+        store = self._store
+        pages = list(store.dirty)
         await self._disk.step(self._disk.platter.wear.sync_s, f"fdatasync {self._path}")
         if not self._disk.platter.fsync_lies:
-            self._store.sync(written)
+            store.write_back([page for page in pages if page in store.dirty])
 
     def close(self) -> None:
         pass
@@ -278,6 +395,8 @@ class _Records(Records):
         self._log = disk.platter.logs.setdefault(name, _Log())
 
     def load(self) -> Iterator[tuple[bytes, bytes]]:
+        if self._log.broken:
+            raise FS3Error(Code.DISK_FAILED, f"{self._path}: block checksum mismatch (injected)")
         return iter(sorted(self._log.view.items()))
 
     def write(self, puts: Sequence[tuple[bytes, bytes]], deletes: Sequence[bytes] = ()) -> None:
@@ -286,7 +405,7 @@ class _Records(Records):
         if self._disk.platter.full:
             raise FS3Error(Code.NO_SPACE, f"write {self._path}: No space left on device")
         if self._disk.platter.errors and self._disk.platter.chance.random() < self._disk.platter.errors:
-            raise FS3Error(Code.DISK_FAILED, f"write {self._path}: Input/output error (injected)")
+            raise _failed(f"write {self._path}")
         self._log.write([(bytes(key), bytes(value)) for key, value in puts], list(deletes))
 
     async def sync(self) -> None:

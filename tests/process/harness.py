@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from typing import Any
 import pytest
 
 from fs3.cli.folder import ClusterConfig, DataFolder
+from fs3.cli.supervisor import command
 from fs3.cli.up import LEASE_MS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -47,11 +49,15 @@ def why_not() -> str | None:
 
 
 def fs3(
-    *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S, prefix: Sequence[str] = ()
+    *arguments: str,
+    timeout_s: float = COMMAND_TIMEOUT_S,
+    prefix: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the command line tool to its end; the caller looks at the exit code."""
-    command = [*prefix, sys.executable, "-m", "fs3.cli.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=REPOSITORY)
+    """Runs the command line tool to its end; the caller looks at the exit code. environment: added to ours."""
+    line = [*prefix, sys.executable, "-m", "fs3.cli.main", *arguments]
+    env = {**os.environ, **(environment or {})}
+    return subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=REPOSITORY, env=env)
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float) -> None:
@@ -73,23 +79,35 @@ class Cluster:
     """One data folder and what runs on it."""
 
     def __init__(
-        self, home: Path, *, storages: int = 3, replicas: int = 3, settings: Mapping[str, str] | None = None
+        self,
+        home: Path,
+        *,
+        storages: int = 3,
+        replicas: int = 3,
+        settings: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        lease_ms: int = LEASE_MS,
     ) -> None:
-        """settings: lines added to the daemons' configurations, by the names of the daemons."""
+        """settings: lines added to the daemons' configurations, by the names of the daemons. environment: what the daemons
+        get besides ours."""
         self.home = home
         self.data = home / "data"
         self.mount = home / "mnt"
         self._shape = ClusterConfig(storages, replicas)
         self._settings = settings or {}
+        self._environment = environment
+        self._lease_ms = lease_ms
+        self._own: dict[str, subprocess.Popen[bytes]] = {}
         self.expected_errors: list[str] = list(EXPECTED_ERRORS)
 
     def up(self) -> None:
         if not self.data.exists():
-            DataFolder(self.data).create(self._shape, LEASE_MS)
+            DataFolder(self.data).create(self._shape, self._lease_ms)
             for name, lines in self._settings.items():
                 with (self.data / "config" / f"{name}.toml").open("a") as config:
                     config.write(lines + "\n")
-        done = fs3("up", "--data", str(self.data), "--mount", str(self.mount), "--detach")
+        arguments = ("--data", str(self.data), "--mount", str(self.mount), "--detach")
+        done = fs3("up", *arguments, environment=self._environment)
         assert done.returncode == 0, f"fs3 up: exit {done.returncode}\n{done.stdout}{done.stderr}\n{self.logs()}"
         wait_until(lambda: os.path.ismount(self.mount), "the mount", SERVING_TIMEOUT_S)
 
@@ -97,6 +115,10 @@ class Cluster:
         done = fs3("down", "--data", str(self.data))
         assert done.returncode == 0, f"fs3 down: exit {done.returncode}\n{done.stdout}{done.stderr}\n{self.logs()}"
         assert not os.path.ismount(self.mount), "fs3 down left the mount"
+        for process in self._own.values():
+            process.terminate()
+        for process in self._own.values():
+            process.wait(COMMAND_TIMEOUT_S)
 
     def status(self) -> dict[str, Any] | None:
         """What `fs3 status --json` prints; None while no mgmtd answers."""
@@ -128,12 +150,41 @@ class Cluster:
             found["up"] = int(text)
         return found
 
+    def mgmtd(self) -> tuple[str, ...]:
+        """The addresses of mgmtd."""
+        return DataFolder(self.data).mgmtd()
+
     def kill(self, name: str) -> int:
         """kill -9 of one daemon; returns the pid that died. The supervisor starts it again."""
         pid = self.pids()[name]
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not alive(pid), f"{name} (pid {pid}) to die", 10)
         return pid
+
+    def keep_down(self, name: str) -> None:
+        """kill -9 of one daemon, which is not started again until bring_back()."""
+        config = self.data / "config" / f"{name}.toml"
+        config.rename(config.with_suffix(".away"))
+        self.kill(name)
+        if name in self._own:
+            self._own.pop(name).wait()
+            return
+        # The supervisor tries once, finds no configuration, and leaves it.
+        self.expected_errors.append(f"{name} (pid ")
+        log = self.data / "log" / "up.log"
+        given_up = re.compile(rf"{name} .*is not started again")
+        wait_until(lambda: given_up.search(log.read_text()) is not None, f"{name} to be given up", 30)
+
+    def bring_back(self, name: str) -> None:
+        """Starts a daemon that was kept down; this process looks after it now."""
+        config = self.data / "config" / f"{name}.toml"
+        config.with_suffix(".away").rename(config)
+        (daemon,) = [daemon for daemon in DataFolder(self.data).daemons() if daemon.name == name]
+        env = {**os.environ, **(self._environment or {})}
+        with daemon.log.open("ab") as log:
+            self._own[name] = subprocess.Popen(
+                command(daemon.kind, ["--config", str(config)]), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env
+            )
 
     def kill_all(self) -> None:
         """kill -9 of everything at once, supervisor and mount included."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -84,15 +82,4 @@ def test_meta_and_mgmtd(victims: Cluster, tmp_path: Path, name: str) -> None:
         for _ in range(2):
             kill_and_wait(victims, name)
             time.sleep(1)
-    victims.wait_serving()
-
-
-def test_a_storage_daemon_that_hangs_past_its_lease(victims: Cluster, tmp_path: Path) -> None:
-    with busy(victims, tmp_path, MIB):
-        pid = victims.pids()["storage-2"]
-        os.kill(pid, signal.SIGSTOP)
-        time.sleep(6)
-        os.kill(pid, signal.SIGCONT)
-        time.sleep(1)
-        victims.wait_serving()
     victims.wait_serving()

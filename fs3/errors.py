@@ -59,6 +59,9 @@ class Code(IntEnum):
     UNKNOWN_TARGET = 409
     VERSION_GAP = 410
     CHAIN_UNAVAILABLE = 411
+    READ_FAILED = 412
+    DATA_LOST = 413
+    RECORDS_DAMAGED = 414
     # 5xx: key-value store
     CONFLICT = 500
     COMMIT_UNKNOWN = 501
@@ -88,6 +91,7 @@ _RETRYABLE = frozenset(
         Code.CHUNK_PENDING,
         Code.CHECKSUM,
         Code.DISK_FAILED,
+        Code.READ_FAILED,
         Code.UNKNOWN_TARGET,
         Code.VERSION_GAP,
         Code.CHAIN_UNAVAILABLE,

@@ -17,18 +17,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import trio
 
 from fs3.api.storage import ChunkMeta, Update, UpdateKind, UpdateResult
-from fs3.checksum import BLOCK_SIZE, Buffer, block_checksums, crc32c
+from fs3.checksum import BLOCK_SIZE, Buffer, crc32c, piece_checksums
 from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId, RequestTag
 
 from . import blocks
 from .allocator import SlotAllocator, runs
-from .disk import Disk, DiskFile
-from .engine import Engine, ReadData
+from .chunk_reads import ChunkReads, SizeClass
+from .disk import Disk
 from .index import ChunkIndex
 from .records import (
     CHANNEL,
@@ -65,17 +66,7 @@ def size_class(length: int) -> int:
     return max(SHIFT_MIN, (length - 1).bit_length()) if length > 0 else SHIFT_MIN
 
 
-class _SizeClass:
-    """The data file of one slot size."""
-
-    def __init__(self, shift: int, file: DiskFile) -> None:
-        self.shift = shift
-        self.file = file
-        self.slots = SlotAllocator()
-        self.dirty = False
-
-
-class ChunkEngine(Engine):
+class ChunkEngine(ChunkReads):
     """The chunks of one target, in the folder `folder` of a disk. Opened by the constructor."""
 
     def __init__(self, disk: Disk, folder: str, space: SpaceBudget) -> None:
@@ -83,9 +74,10 @@ class ChunkEngine(Engine):
         self._folder = folder
         self._space = space
         self._records = disk.open_records(f"{folder}/records")
-        self._classes: dict[int, _SizeClass] = {}
+        self._classes: dict[int, SizeClass] = {}
         self._index = ChunkIndex()
         self._pending: set[ChunkId] = set()
+        self._bad: set[ChunkId] = set()
         self._channels: list[tuple[RequestTag, UpdateResult]] = []
         self._changes = 0  # counts what sync() has to make durable
         self._synced = 0
@@ -108,6 +100,8 @@ class ChunkEngine(Engine):
                         used.setdefault(version.slot.shift, set()).add(version.slot.number)
                 if record.pending is not None:
                     self._pending.add(chunk)
+                if record.committed is not None and record.committed.lost():
+                    self._found_damaged(chunk)
             elif kind == PATCH:
                 patches.append((ChunkId.unpack(key[1:]), value))
             elif kind == CHANNEL:
@@ -135,12 +129,12 @@ class ChunkEngine(Engine):
         assert record is not None
         record.patch_stored = True
 
-    def _class(self, shift: int) -> _SizeClass:
+    def _class(self, shift: int) -> SizeClass:
         found = self._classes.get(shift)
         if found is None:
             assert SHIFT_MIN <= shift <= SHIFT_MAX
             file = self._disk.open_file(f"{self._folder}/data-{shift}")
-            found = self._classes[shift] = _SizeClass(shift, file)
+            found = self._classes[shift] = SizeClass(shift, file)
         return found
 
     def close(self) -> None:
@@ -193,7 +187,7 @@ class ChunkEngine(Engine):
         for shift, entry in list(self._classes.items()):
             await self._punch(entry, _PUNCH_BYTES_KEPT >> shift, _PUNCH_SLOTS_PER_TURN)
 
-    async def _punch(self, entry: _SizeClass, keep: int, limit: int) -> None:
+    async def _punch(self, entry: SizeClass, keep: int, limit: int) -> None:
         numbers = entry.slots.take_for_punch(keep, limit)
         if not numbers:
             return
@@ -232,10 +226,16 @@ class ChunkEngine(Engine):
         base = record.committed if record is not None else None
         made = StoredVersion(version, chain_version, 0, b"", update.tag)
         kind = update.kind
+        if record is not None and record.damaged and base is not None and not _heals(update, base):
+            raise self._damaged(update.chunk, -1)
         if kind is UpdateKind.REMOVE:
             made.removed = True
         elif kind is UpdateKind.REPLACE:
             await self._write_fresh(made, size_class(len(data)), [data], blocks.pack(update.checksums))
+        elif kind is UpdateKind.LOST:
+            made.length, made.checksums = update.length, blocks.pack(update.checksums)
+        elif kind is UpdateKind.PUNCH:
+            await self._zero(made, base, update)
         elif kind is UpdateKind.TRUNCATE:
             await self._truncate(made, base, update)
         else:
@@ -322,6 +322,16 @@ class ChunkEngine(Engine):
             await self._copy(made, base, shift, length, [], base.length, packed)
         else:
             made.slot, made.length, made.checksums = slot, length, packed
+
+    async def _zero(self, made: StoredVersion, base: StoredVersion | None, update: Update) -> None:
+        """Punching, as an overwrite with zeros: its space is not given back."""
+        zeros = memoryview(bytes(max(0, min(update.length, (base.length if base is not None else 0) - update.offset))))
+        if base is not None and len(zeros):
+            await self._write(
+                made, base, replace(update, length=len(zeros), checksums=piece_checksums(zeros, update.offset)), zeros
+            )
+        elif base is not None:
+            made.slot, made.length, made.checksums = base.slot, base.length, base.checksums
 
     async def _merge(self, base: StoredVersion, slot: Slot, update: Update, data: memoryview) -> bytes:
         """The checksums after an overwrite that begins inside the content; verifies the blocks that it splits."""
@@ -445,6 +455,11 @@ class ChunkEngine(Engine):
             if committed is None and pending is None:
                 return
             self._index.insert(chunk, record)
+        if committed is not record.committed:
+            before = record.committed.slot if record.committed is not None else None
+            same = record.damaged and committed is not None and before is not None and committed.slot is before
+            record.damaged = same or (committed is not None and committed.lost())
+            (self._bad.add if record.damaged else self._bad.discard)(chunk)
         record.committed, record.pending, record.patch_stored = committed, pending, patch_stored
         if pending is not None:
             self._pending.add(chunk)
@@ -463,95 +478,9 @@ class ChunkEngine(Engine):
         entry.file.write_at_once(slot.offset + patch.offset, patch.data)
         version.patch = None
 
-    # Reading
-
-    async def read(self, chunk: ChunkId, offset: int, length: int) -> ReadData:
-        while True:
-            record = self._index.find(chunk)
-            version = record.committed if record is not None else None
-            if version is None:
-                return ReadData(_EMPTY, (), 0, 0)
-            edits = version.slot.edits if version.slot is not None else 0
-            found = await self._read_version(chunk, version, offset, length)
-            if version.slot is None or version.slot.edits == edits:
-                return found
-            # A patch was applied under a read that had to wait for the disk.
-
-    async def _read_version(self, chunk: ChunkId, version: StoredVersion, offset: int, length: int) -> ReadData:
-        end = min(offset + length, version.length)
-        if end <= offset or version.slot is None:
-            return ReadData(_EMPTY, (), version.length, version.number)
-        first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
-        start, stop = first * BLOCK_SIZE, min((last + 1) * BLOCK_SIZE, version.length)
-        checksums = blocks.unpack(version.checksums[4 * first : 4 * last + 4])
-        view = memoryview(bytearray(stop - start))
-        await self._read_slot(version.slot, start, view)
-        data = view[offset - start : end - start]
-        if start != offset or stop != end:
-            checksums = self._recut(chunk, view, data, checksums, offset - start, stop - end)
-        return ReadData(data, checksums, version.length, version.number)
-
-    def _recut(
-        self, chunk: ChunkId, view: memoryview, data: memoryview, checksums: tuple[int, ...], before: int, behind: int
-    ) -> tuple[int, ...]:
-        """The checksums of `data`, whose first or last block is sent in part only, and is verified here therefore."""
-        values = list(checksums)
-        count = len(values)
-        split = {0} if before else set()
-        if behind:
-            split.add(count - 1)
-        for block in split:
-            if crc32c(view[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]) != values[block]:
-                raise self._damaged(chunk, block)
-        if count == 1:
-            return (crc32c(data),)
-        if before:
-            values[0] = crc32c(data[: BLOCK_SIZE - before])
-        if behind:
-            values[-1] = crc32c(data[len(data) - (len(view) - behind - (count - 1) * BLOCK_SIZE) :])
-        return tuple(values)
-
-    async def read_whole(self, chunk: ChunkId, *, pending: bool) -> memoryview:
-        record = self._index.find(chunk)
-        assert record is not None
-        version = record.pending if pending else record.committed
-        assert version is not None
-        if version.slot is None:
-            return _EMPTY
-        view = memoryview(bytearray(version.length))
-        await self._read_slot(version.slot, 0, view)
-        if version.patch is not None:
-            patch = version.patch
-            view[patch.offset : patch.offset + len(patch.data)] = patch.data
-        if blocks.pack(block_checksums(view)) != version.checksums:
-            raise self._damaged(chunk, -1)
-        return view
-
-    async def _read_blocks(self, version: StoredVersion, slot: Slot, first: int, count: int) -> memoryview:
-        """Blocks of a version, verified."""
-        start = first * BLOCK_SIZE
-        view = memoryview(bytearray(min(count * BLOCK_SIZE, version.length - start)))
-        await self._read_slot(slot, start, view)
-        for block in range(count):
-            if crc32c(view[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]) != blocks.at(version.checksums, first + block):
-                raise FS3Error(Code.CHECKSUM, f"{self._folder}: block {first + block} of a chunk is damaged")
-        return view
-
-    async def _read_slot(self, slot: Slot, offset: int, into: memoryview) -> None:
-        slot.pins += 1
-        try:
-            await self._class(slot.shift).file.read(slot.offset + offset, into)
-        finally:
-            self._unpin(slot)
-
-    def _damaged(self, chunk: ChunkId, block: int) -> FS3Error:
-        return FS3Error(
-            Code.CHECKSUM, f"{self._disk.name}/{self._folder}: chunk {chunk.inode:x}.{chunk.index} block {block} is damaged"
-        )
-
     # Durability
 
-    async def sync(self) -> None:
+    async def sync(self, chunks: Sequence[ChunkId] | None = None) -> None:
         wanted = self._changes
         async with self._sync_lock:
             if self._synced >= wanted:
@@ -588,6 +517,15 @@ class ChunkEngine(Engine):
         keys = [channel_key(client, channel) for client, channel in channels]
         if keys:
             self._records.write((), keys)
+
+
+def _heals(update: Update, base: StoredVersion) -> bool:
+    """Whether nothing of a damaged content is left after an update."""
+    if update.kind in (UpdateKind.REPLACE, UpdateKind.REMOVE, UpdateKind.LOST):
+        return True
+    if update.kind is UpdateKind.WRITE:
+        return update.offset == 0 and update.length >= base.length
+    return update.kind is UpdateKind.TRUNCATE and update.length == 0
 
 
 def _channel_record(version: StoredVersion) -> tuple[bytes, bytes]:

@@ -3,13 +3,17 @@
 The caller holds the chunk's lock during put(), commit() and drop_pending(); reads need none. What a call changed survives a
 crash of the process when it returned, and power loss after sync(). Every chunk is at any instant as it was before a call, or
 as it is after it. Raises NO_SPACE (nothing changed), DISK_FAILED (the target must not be used any more), CHECKSUM (what is
-stored does not match its checksums).
+stored does not match its checksums), READ_FAILED (the disk cannot read it: the same as damage, for what it means).
+
+A chunk whose committed content was found not to match, or not to be readable, is damaged: reading it raises CHECKSUM at
+once, and so do updates that keep any of its content. What replaces all of it heals it: a committed REPLACE, REMOVE, a WRITE
+of all of it or more, a TRUNCATE to nothing. LOST makes a chunk damaged, over restarts too.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fs3.api.storage import ChunkMeta, Update, UpdateResult
@@ -73,8 +77,19 @@ class Engine(ABC):
         """The state of at most `limit` chunks in order (after < chunk <= until), and whether there are more."""
 
     @abstractmethod
-    async def sync(self) -> None:
-        """Make durable what was changed before the call."""
+    async def sync(self, chunks: Sequence[ChunkId] | None = None) -> None:
+        """Make durable what was changed of these chunks before the call. None: everything, the channels too."""
+
+    @abstractmethod
+    async def verify(self, chunk: ChunkId) -> bool:
+        """Whether the committed content can be read from the disk and matches its checksums; True for an absent chunk.
+
+        Where it does not the chunk is damaged from now on, and where it does it is not any more. Needs no lock.
+        """
+
+    @abstractmethod
+    def damaged(self) -> list[ChunkId]:
+        """The chunks that are known to be damaged."""
 
     @abstractmethod
     def used_bytes(self) -> int:

@@ -68,5 +68,11 @@ def _meta(chunk: ChunkId, record: Record) -> ChunkMeta:
     if committed is None:
         return ChunkMeta(chunk, 0, 0, pending, 0, 0)
     return ChunkMeta(
-        chunk, committed.number, committed.chain_version, pending, committed.length, crc32c(committed.checksums)
+        chunk,
+        committed.number,
+        committed.chain_version,
+        pending,
+        committed.length,
+        crc32c(committed.checksums),
+        record.damaged,
     )

@@ -75,14 +75,19 @@ class StoredVersion(ChunkVersion):
     patch: Patch | None = None
     patched: bool = False
 
+    def lost(self) -> bool:
+        """Whether it has bytes that are nowhere."""
+        return self.slot is None and self.length > 0
+
 
 @dataclass(slots=True)
 class Record:
-    """A chunk. patch_stored: there is a patch record, needed or not."""
+    """A chunk. patch_stored: there is a patch record, needed or not. damaged: see Engine."""
 
     committed: StoredVersion | None = None
     pending: StoredVersion | None = None
     patch_stored: bool = False
+    damaged: bool = False
 
 
 def encode_record(committed: StoredVersion | None, pending: StoredVersion | None) -> bytes:

@@ -51,6 +51,11 @@ class Chunk(Protocol):
     @property
     def pending(self) -> ChunkVersion | None: ...
 
+    @property
+    def damaged(self) -> bool:
+        """Whether the committed content is known to be unreadable."""
+        ...
+
 
 class Action(Enum):
     """What to do with an update."""
@@ -77,6 +82,7 @@ class Decision:
     version: int = 0
 
 
+_NEED_A_CHUNK = (UpdateKind.REMOVE, UpdateKind.PUNCH)
 _NOTHING = Decision(Action.NOTHING)
 _STALE = Decision(Action.STALE)
 _GAP = Decision(Action.GAP)
@@ -90,7 +96,7 @@ def prepare_first(chunk: Chunk | None, update: Update) -> Decision:
         assert pending.tag == update.tag, "the head takes a new update only once the one before is committed"
         return Decision(Action.RESUME, pending.number)
     if committed is None:
-        if update.kind is UpdateKind.REMOVE or (update.kind is UpdateKind.TRUNCATE and update.length == 0):
+        if update.kind in _NEED_A_CHUNK or (update.kind is UpdateKind.TRUNCATE and update.length == 0):
             return _NOTHING
         return Decision(Action.APPLY, 1)
     return Decision(Action.APPLY, committed.number + 1)
@@ -109,8 +115,8 @@ def prepare_next(chunk: Chunk | None, update: Update, syncing: bool) -> Decision
         if number >= update.version and not syncing:
             return _STALE
         return Decision(Action.APPLY, update.version)
-    if update.kind is UpdateKind.REPLACE:
-        return _prepare_replace(committed, pending, update, syncing)
+    if update.kind in (UpdateKind.REPLACE, UpdateKind.LOST):
+        return _prepare_replace(chunk, update, syncing)
     if syncing:
         return _GAP
     if number > update.version:
@@ -120,16 +126,15 @@ def prepare_next(chunk: Chunk | None, update: Update, syncing: bool) -> Decision
     return Decision(Action.APPLY, update.version) if number + 1 == update.version else _GAP
 
 
-def _prepare_replace(
-    committed: ChunkVersion | None, pending: ChunkVersion | None, update: Update, syncing: bool
-) -> Decision:
-    if committed is not None:
+def _prepare_replace(chunk: Chunk | None, update: Update, syncing: bool) -> Decision:
+    if chunk is not None and (committed := chunk.committed) is not None:
         if committed.number > update.version and not syncing:
             return _STALE
         same = committed.number == update.version and committed.checksum() == crc32c(blocks.pack(update.checksums))
         since = update.commit_chain_version or update.chain_version
-        if same and pending is None and (not syncing or committed.chain_version >= since):
-            return Decision(Action.REPLAY, update.version)
+        known = not syncing or committed.chain_version >= since
+        if same and chunk.pending is None and (update.kind is UpdateKind.LOST or (known and not chunk.damaged)):
+            return Decision(Action.REPLAY, update.version)  # what is lost elsewhere may be whole here, and stays
     return Decision(Action.APPLY, update.version)
 
 

@@ -1,7 +1,8 @@
 """What a returning target lacks: compares the chunks of a serving target with those of its syncing successor. Pure.
 
 After 3FS's rules: a chunk that only the serving target has is transferred; one that only the successor has is removed; one
-committed here at a later chain version is transferred; at the same, whatever differs is. Equal copies stay.
+committed here at a later chain version is transferred; at the same, whatever differs is. Equal copies stay, unless only the
+successor's is damaged.
 """
 
 from __future__ import annotations
@@ -23,10 +24,16 @@ def compare(local: ChunkMeta | None, remote: ChunkMeta | None) -> Step:
     """What to do for one chunk. version 0 stands for a chunk with nothing committed yet."""
     if local is None or local.version == 0:
         return Step.REMOVE if remote is not None else Step.SAME
-    if remote is None or remote.pending or local.chain_version > remote.chain_version:
+    if remote is None or remote.pending:
         return Step.TRANSFER
     same = (local.version, local.length, local.checksum) == (remote.version, remote.length, remote.checksum)
-    return Step.SAME if same else Step.TRANSFER
+    if not same:
+        return Step.TRANSFER
+    if local.damaged:
+        return Step.SAME  # nothing better to send; where the remote is whole, it is the source of a repair
+    if remote.damaged or local.chain_version > remote.chain_version:
+        return Step.TRANSFER
+    return Step.SAME
 
 
 def plan(local: Sequence[ChunkMeta], remote: Sequence[ChunkMeta]) -> Iterator[tuple[ChunkId, Step]]:

@@ -31,6 +31,8 @@ from .targets import Role
 
 logger = logging.getLogger("fs3.storage.update")
 
+_WHOLE = (UpdateKind.REPLACE, UpdateKind.LOST)
+_RANGED = (UpdateKind.WRITE, UpdateKind.PUNCH)
 _NOTHING_DONE = UpdateResult(0, 0, 0, 0)
 
 
@@ -78,12 +80,12 @@ def _validate(update: Update, from_client: bool) -> None:
     if update.offset < 0 or update.length < 0 or end > update.chunk_size or update.chunk_size > CHUNK_SIZE_MAX:
         raise FS3Error(Code.INVALID, f"update of {update.length} bytes at {update.offset} in {update.chunk_size}")
     if from_client:
-        if kind is UpdateKind.REPLACE or update.version or not valid_chunk_size(update.chunk_size):
+        if kind in _WHOLE or update.version or not valid_chunk_size(update.chunk_size):
             raise FS3Error(Code.INVALID, "no update that a client may send")
     elif update.version <= 0 and kind is not UpdateKind.REMOVE:
         raise FS3Error(Code.INVALID, "an update between replicas needs a version")
-    if (kind is UpdateKind.WRITE and not update.length) or (kind is UpdateKind.REPLACE and update.offset):
-        raise FS3Error(Code.INVALID, "an empty write, or a replacement in the middle")
+    if (kind in _RANGED and not update.length) or (kind in _WHOLE and update.offset):
+        raise FS3Error(Code.INVALID, "an empty range, or a replacement in the middle")
 
 
 def _groups(items: Sequence[_Item]) -> list[list[_Item]]:

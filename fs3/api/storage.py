@@ -22,6 +22,11 @@ class UpdateKind(IntEnum):
     """Remove the chunk; one that is absent is removed already."""
     REPLACE = 4
     """Between replicas: the payload is the whole content, and `version` the committed version, of the chunk."""
+    PUNCH = 5
+    """Make the `length` bytes at `offset` zeros, giving their space back; the chunk does not get longer or shorter."""
+    LOST = 6
+    """Between replicas: no replica can read the chunk's content any more. As REPLACE (`length`, `checksums` are those of
+    the content), but without payload: the chunk is damaged wherever this arrives, until something replaces all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,8 @@ class ReadReply:
 class Update:
     """One change of one chunk.
 
-    length: of the payload in bytes (WRITE, REPLACE), or the new length (TRUNCATE). chunk_size: how long it may get.
+    length: of the payload in bytes (WRITE, REPLACE), or the new length (TRUNCATE), or of the range (PUNCH), or of what is
+    lost (LOST). chunk_size: how long the chunk may get.
     checksums: of the payload's pieces. version: 0 from a client; between replicas the version that this update makes.
     commit_chain_version: of a REPLACE in a resync, the chain version at which the content was committed; else 0.
     """
@@ -174,7 +180,7 @@ class RemoveFileReply:
 @dataclass(frozen=True, slots=True)
 class ChunkMeta:
     """One chunk for a resync. chain_version: of the chain when `version` was committed. pending: 0, or the version of an
-    update that is not committed yet. checksum: as in UpdateResult."""
+    update that is not committed yet. checksum: as in UpdateResult. damaged: the committed content cannot be read."""
 
     chunk: ChunkId
     version: int
@@ -182,6 +188,7 @@ class ChunkMeta:
     pending: int
     length: int
     checksum: int
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

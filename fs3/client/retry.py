@@ -28,6 +28,7 @@ _ACTIONS = {
     Code.SHUTTING_DOWN: Action.ELSEWHERE,
     Code.DEADLINE_EXCEEDED: Action.ELSEWHERE,  # of one attempt; that of the call is its caller's
     Code.CHECKSUM: Action.ELSEWHERE,
+    Code.READ_FAILED: Action.ELSEWHERE,
     Code.CHUNK_PENDING: Action.ELSEWHERE,
     Code.DISK_FAILED: Action.REFRESH,
     Code.NOT_PRIMARY: Action.REFRESH,

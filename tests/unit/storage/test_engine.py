@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 import trio
 
-from fs3.api.storage import UpdateKind, UpdateResult
+from fs3.api.storage import Update, UpdateKind, UpdateResult
 from fs3.checksum import BLOCK_SIZE, piece_checksums
 from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId, RequestTag
@@ -45,6 +46,96 @@ async def content(engine: ChunkEngine, chunk: ChunkId = C1) -> bytes:
 )
 def test_size_class(length: int, shift: int) -> None:
     assert size_class(length) == shift
+
+
+def flip(disk: MemoryDisk) -> None:
+    """Damage all that is stored."""
+    for data in disk.data.values():
+        data[:] = bytes([byte ^ 1 for byte in data])
+
+
+async def damaged_engine() -> tuple[ChunkEngine, MemoryDisk]:
+    disk = MemoryDisk()
+    engine = ChunkEngine(disk, "target-1", SpaceBudget(disk, 0))
+    await write(engine, 0, b"a" * 100_000)
+    assert await engine.verify(C1) and engine.damaged() == []
+    flip(disk)
+    return engine, disk
+
+
+async def refused(code: Code, engine: ChunkEngine, update: Update, data: bytes = b"") -> None:
+    with pytest.raises(FS3Error) as caught:
+        await engine.put(update, 9, 1, memoryview(data), commit=True, remember=False)
+    assert caught.value.code is code
+
+
+async def test_a_damaged_chunk_is_known_and_refused(tmp_path: Path) -> None:
+    engine, _ = await damaged_engine()
+    assert not await engine.verify(C1)
+    assert engine.damaged() == [C1] and engine.dump(None, None, 9)[0][0].damaged
+    for call in (engine.read(C1, 0, 10), engine.read_whole(C1, pending=False)):
+        with pytest.raises(FS3Error) as caught:
+            await call
+        assert caught.value.code is Code.CHECKSUM
+    await refused(Code.CHECKSUM, engine, write_update(C1, 50_000, b"x"), b"x")
+    await refused(Code.CHECKSUM, engine, write_update(C1, 100_000, b"x"), b"x")
+    await refused(Code.CHECKSUM, engine, other_update(C1, UpdateKind.TRUNCATE, 65536))
+    await refused(Code.CHECKSUM, engine, other_update(C1, UpdateKind.PUNCH, 65536))
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("update", "data", "after"),
+    [
+        (write_update(C1, 0, b"b" * 100_000, kind=UpdateKind.REPLACE), b"b" * 100_000, b"b" * 100_000),
+        (write_update(C1, 0, b"b" * 100_001), b"b" * 100_001, b"b" * 100_001),
+        (other_update(C1, UpdateKind.TRUNCATE, 0), b"", b""),
+        (other_update(C1, UpdateKind.REMOVE), b"", b""),
+    ],
+)
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_replaces_all_of_a_chunk_heals_it(update: Update, data: bytes, after: bytes, at_once: bool) -> None:
+    engine, _ = await damaged_engine()
+    assert not await engine.verify(C1)
+    await engine.put(update, 2, 1, memoryview(data), commit=at_once, remember=False)
+    if not at_once:
+        assert engine.damaged() == [C1]
+        engine.commit(C1, 1, remember=False)
+    assert engine.damaged() == [] and await engine.verify(C1)
+    assert await content(engine) == after
+    engine.close()
+
+
+async def test_what_is_lost_stays_lost_over_a_restart() -> None:
+    disk = MemoryDisk()
+    engine = ChunkEngine(disk, "target-1", SpaceBudget(disk, 0))
+    await write(engine, 0, b"a" * 100)
+    lost = replace(write_update(C1, 0, b"b" * 100_000), kind=UpdateKind.LOST)
+    await engine.put(lost, 7, 3, memoryview(b""), commit=True, remember=False)
+    for _ in range(2):
+        meta = engine.dump(None, None, 9)[0][0]
+        assert (meta.version, meta.chain_version, meta.length, meta.damaged) == (7, 3, 100_000, True)
+        assert engine.damaged() == [C1] and not await engine.verify(C1)
+        with pytest.raises(FS3Error, match="CHECKSUM"):
+            await engine.read(C1, 0, 10)
+        engine.close()
+        engine = ChunkEngine(disk.reopen(), "target-1", SpaceBudget(disk, 0))
+    await write(engine, 0, b"c" * 100_000)
+    assert engine.damaged() == [] and await content(engine) == b"c" * 100_000
+    engine.close()
+
+
+async def test_punching_makes_zeros_and_keeps_the_length() -> None:
+    disk = MemoryDisk()
+    engine = ChunkEngine(disk, "target-1", SpaceBudget(disk, 0))
+    expected = bytearray(Random(4).randbytes(300_000))
+    await write(engine, 0, bytes(expected))
+    for number, (offset, length) in enumerate([(0, 10), (70_000, 150_000), (299_990, 100), (400_000, 5)], start=2):
+        update = replace(other_update(C1, UpdateKind.PUNCH, length), offset=offset)
+        await engine.put(update, number, 1, memoryview(b""), commit=True, remember=False)
+        expected[offset : offset + length] = bytes(len(expected[offset : offset + length]))
+        assert await content(engine) == bytes(expected) and await engine.verify(C1)
+    engine.close()
 
 
 async def test_each_way_of_writing(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ OTHER = RequestTag(1, 2, 2)
 class State:
     committed: ChunkVersion | None = None
     pending: ChunkVersion | None = None
+    damaged: bool = False
 
 
 def version(
@@ -30,6 +31,24 @@ def update(kind: UpdateKind, number: int = 0, length: int = 10, checksums: tuple
 
 
 W, T, R, P = UpdateKind.WRITE, UpdateKind.TRUNCATE, UpdateKind.REMOVE, UpdateKind.REPLACE
+
+
+def test_damage_is_replaced_and_what_is_lost_elsewhere_is_kept() -> None:
+    good, bad = State(version(4)), State(version(4), damaged=True)
+    assert prepare_next(good, update(P, 4), False).action is Action.REPLAY
+    assert prepare_next(bad, update(P, 4), False) == Decision(Action.APPLY, 4)
+    assert prepare_next(bad, update(P, 4), True) == Decision(Action.APPLY, 4)
+    lost = UpdateKind.LOST
+    for syncing in (False, True):
+        assert prepare_next(good, update(lost, 4), syncing).action is Action.REPLAY
+        assert prepare_next(State(version(3)), update(lost, 4), syncing) == Decision(Action.APPLY, 4)
+        assert prepare_next(State(version(4, checksums=(8,))), update(lost, 4), syncing) == Decision(Action.APPLY, 4)
+
+
+def test_nothing_to_punch() -> None:
+    assert prepare_first(None, update(UpdateKind.PUNCH)).action is Action.NOTHING
+    assert prepare_first(State(version(4)), update(UpdateKind.PUNCH)) == Decision(Action.APPLY, 5)
+    assert prepare_next(State(version(4)), update(UpdateKind.PUNCH, 5), False) == Decision(Action.APPLY, 5)
 
 
 def test_head_numbers_updates() -> None:

@@ -8,9 +8,15 @@ from storage.resync import Step, compare, plan
 
 
 def meta(
-    index: int = 0, version: int = 3, chain_version: int = 5, pending: int = 0, length: int = 10, crc: int = 1
+    index: int = 0,
+    version: int = 3,
+    chain_version: int = 5,
+    pending: int = 0,
+    length: int = 10,
+    crc: int = 1,
+    damaged: bool = False,
 ) -> ChunkMeta:
-    return ChunkMeta(ChunkId(1, index), version, chain_version, pending, length, crc)
+    return ChunkMeta(ChunkId(1, index), version, chain_version, pending, length, crc, damaged)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +24,11 @@ def meta(
     [
         (meta(), meta(), Step.SAME),
         (meta(), None, Step.TRANSFER),
+        (meta(), meta(damaged=True), Step.TRANSFER),
+        (meta(damaged=True, chain_version=6), meta(), Step.SAME),
+        (meta(damaged=True), meta(damaged=True), Step.SAME),
+        (meta(damaged=True), meta(version=2), Step.TRANSFER),
+        (meta(damaged=True), None, Step.TRANSFER),
         (None, meta(), Step.REMOVE),
         (meta(version=0, pending=1), meta(), Step.REMOVE),
         (meta(version=0, pending=1), None, Step.SAME),

@@ -29,6 +29,10 @@ class DiskFile(ABC):
     async def read(self, offset: int, into: memoryview) -> None:
         """Fill `into`."""
 
+    def read_now(self, offset: int, into: memoryview) -> bool:
+        """Fill `into` if that needs no waiting for the disk. False: it would, and `into` holds anything."""
+        return False
+
     @abstractmethod
     async def write(self, offset: int, parts: Sequence[Buffer]) -> None:
         """Write the parts one behind the other. Fails or is cancelled: any part of the range may have changed.

@@ -1,9 +1,9 @@
 """The disk port on Linux: plain files and RocksDB.
 
 What runs where. Bytes that are in the page cache are read on the event loop (`preadv` with RWF_NOWAIT says whether they
-are), the rest in a thread. Writes go to the page cache on the event loop too, as long as that takes microseconds: a thread
-would cost more than the copy. The kernel makes writers wait when the disk cannot follow; once a write took STALL_MS, writes
-go to threads for a while. Syncs and hole punching always do.
+are; tmpfs does not know that flag, but has all in memory), the rest in a thread. Writes go to the page cache on the event
+loop too, as long as that takes microseconds: a thread would cost more than the copy. The kernel makes writers wait when the
+disk cannot follow; once a write took STALL_MS, writes go to threads for a while. Syncs and hole punching always do.
 """
 
 from __future__ import annotations
@@ -32,9 +32,12 @@ THREADS_AFTER_STALL_MS = 500.0
 _IOV_MAX = 1024
 _MEMTABLE_SIZE = 16 * 1024 * 1024
 _KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02
+_TMPFS_MAGIC = 0x01021994
+_STATFS_SIZE = 256  # more than any version of the struct, which starts with the file system's type
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_char_p]
 
 
 def disk_error(error: OSError, what: str) -> FS3Error:
@@ -51,23 +54,32 @@ class LinuxFile(DiskFile):
         self._path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._threads_until = 0.0
+        self._now_flags = 0 if _in_memory(self._fd) else os.RWF_NOWAIT  # for preadv; -1 where nothing can be had at once
 
     async def read(self, offset: int, into: memoryview) -> None:
-        length = len(into)
-        done = 0
-        if length <= INLINE_BYTES_MAX:
-            try:
-                done = os.preadv(self._fd, [into], offset, os.RWF_NOWAIT)
-                if done == length:
-                    return
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                if error.errno != errno.EOPNOTSUPP:
-                    raise disk_error(error, f"read {self._path}") from None
+        done = self._read_cached(offset, into)
+        if done == len(into):
+            return
         try:
             await trio.to_thread.run_sync(self._read_rest, offset + done, into[done:])
         except OSError as error:
+            raise disk_error(error, f"read {self._path}") from None
+
+    def read_now(self, offset: int, into: memoryview) -> bool:
+        return self._read_cached(offset, into) == len(into)
+
+    def _read_cached(self, offset: int, into: memoryview) -> int:
+        """How many bytes could be read without waiting."""
+        if len(into) > INLINE_BYTES_MAX or self._now_flags < 0:
+            return 0
+        try:
+            return os.preadv(self._fd, [into], offset, self._now_flags)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                self._now_flags = -1
+                return 0
             raise disk_error(error, f"read {self._path}") from None
 
     def _read_rest(self, offset: int, into: memoryview) -> None:
@@ -137,6 +149,14 @@ class LinuxFile(DiskFile):
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _in_memory(fd: int) -> bool:
+    """Whether a file's bytes are never anywhere but in memory (or in swap)."""
+    status = ctypes.create_string_buffer(_STATFS_SIZE)
+    if _libc.fstatfs(fd, status) != 0:
+        return False
+    return ctypes.c_long.from_buffer(status).value == _TMPFS_MAGIC
 
 
 class RocksRecords(Records):

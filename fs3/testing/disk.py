@@ -16,6 +16,7 @@ from ..errors import Code, FS3Error
 
 class _File(Protocol):
     async def read(self, offset: int, into: memoryview) -> None: ...
+    def read_now(self, offset: int, into: memoryview) -> bool: ...
     async def write(self, offset: int, parts: Sequence[Buffer]) -> None: ...
     def write_at_once(self, offset: int, data: Buffer) -> None: ...
     async def punch(self, offset: int, length: int) -> None: ...
@@ -69,6 +70,8 @@ async def check_disk(make: Make) -> None:
 async def _read(file: _File, offset: int, length: int) -> bytes:
     into = memoryview(bytearray(b"\xff" * length))
     await file.read(offset, into)
+    again = memoryview(bytearray(b"\xee" * length))
+    assert not file.read_now(offset, again) or again == into, "read_now() differs from read()"
     return bytes(into)
 
 

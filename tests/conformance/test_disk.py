@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ from tests.unit.storage.memory_disk import MemoryDisk
 
 async def test_linux_disk(tmp_path: Path) -> None:
     await check_disk(lambda: LinuxDisk(str(tmp_path / "disk")))
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no tmpfs at /dev/shm")
+async def test_linux_disk_in_memory() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        await check_disk(lambda: LinuxDisk(f"{folder}/disk"))
+        disk = LinuxDisk(f"{folder}/disk")
+        assert disk.open_file("data").read_now(0, memoryview(bytearray(0)))
+        disk.close()
 
 
 async def test_punch_gives_space_back(tmp_path: Path) -> None:

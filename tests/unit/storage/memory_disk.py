@@ -79,6 +79,11 @@ class _File(DiskFile):
         found = self._data[offset : offset + len(into)]
         into[:] = found + bytes(len(into) - len(found))
 
+    def read_now(self, offset: int, into: memoryview) -> bool:
+        found = self._data[offset : offset + len(into)]
+        into[: len(found)] = found
+        return len(found) == len(into)
+
     async def write(self, offset: int, parts: Sequence[Buffer]) -> None:
         self.write_at_once(offset, b"".join(parts))
 

@@ -126,6 +126,30 @@ def read_back(folder: Path, pattern: bytes) -> None:
             assert file.read() == pattern * PATTERNS, f"file {number} does not hold {pattern!r}"
 
 
+def rot(folder: Path, pattern: bytes) -> int:
+    """Flips a byte in each run of write_down()'s pattern that lies on a disk, past the daemon; returns how many runs."""
+    runs = 0
+    for path in folder.rglob("*"):
+        if not path.is_file() or path.stat().st_size == 0:
+            continue
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+            start = content.find(pattern * 8)
+            while start >= 0:
+                end = start
+                while content[end : end + len(pattern)] == pattern:
+                    end += len(pattern)
+                at = (start + end) // 2
+                content[at] ^= 0x10
+                runs += 1
+                start = content.find(pattern * 8, end)
+    return runs
+
+
+def record_stores(folder: Path) -> list[Path]:
+    """The folders of the RocksDBs below a daemon's data."""
+    return sorted(path.parent for path in folder.rglob("CURRENT"))
+
+
 def wait_equal(made: Cluster, timeout_s: float = 30.0) -> None:
     """Until all replicas of all chains hold the same; nobody writes meanwhile."""
     end = time.monotonic() + timeout_s

@@ -87,9 +87,10 @@ class Cluster:
         settings: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
         lease_ms: int = LEASE_MS,
+        prepare: Callable[[Path], None] = lambda data: None,
     ) -> None:
         """settings: lines added to the daemons' configurations, by the names of the daemons. environment: what the daemons
-        get besides ours."""
+        get besides ours. prepare(data): called once the data folder is made, before anything starts."""
         self.home = home
         self.data = home / "data"
         self.mount = home / "mnt"
@@ -97,6 +98,7 @@ class Cluster:
         self._settings = settings or {}
         self._environment = environment
         self._lease_ms = lease_ms
+        self._prepare = prepare
         self._own: dict[str, subprocess.Popen[bytes]] = {}
         self.expected_errors: list[str] = list(EXPECTED_ERRORS)
 
@@ -106,6 +108,7 @@ class Cluster:
             for name, lines in self._settings.items():
                 with (self.data / "config" / f"{name}.toml").open("a") as config:
                     config.write(lines + "\n")
+            self._prepare(self.data)
         arguments = ("--data", str(self.data), "--mount", str(self.mount), "--detach")
         done = fs3("up", *arguments, environment=self._environment)
         assert done.returncode == 0, f"fs3 up: exit {done.returncode}\n{done.stdout}{done.stderr}\n{self.logs()}"

@@ -31,6 +31,9 @@ makes counts as so many."""
 
 _BACKLOG = 1024
 _UNACKNOWLEDGED_MS_MAX = 20_000
+_KERNEL_BUFFER_SIZE = 2 * 1024 * 1024
+"""Of a socket, in each direction: a large payload leaves in one call and arrives in few. What the kernel would choose by
+itself starts so small that both sides wake up many times for each MiB."""
 _KEEPALIVE_S = 10
 _KEEPALIVE_INTERVAL_S = 5
 _KEEPALIVE_PROBES = 3
@@ -313,6 +316,7 @@ class TcpTransport(Transport):
             raise FS3Error(Code.CONNECT_FAILED, f"{address}: {error.strerror or error}") from None
         for family, kind, protocol, _, name in candidates:
             sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+            _size_buffers(sock)
             try:
                 reason = await _connect(sock, name)
                 if not reason:
@@ -331,6 +335,7 @@ class TcpTransport(Transport):
             sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
             try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                _size_buffers(sock)
                 sock.bind(name)
                 sock.listen(_BACKLOG)
                 return TcpListener(sock, self._buffers)
@@ -369,6 +374,12 @@ def split_address(address: str) -> tuple[str, int]:
 def _format(name: tuple[str, int] | tuple[str, int, int, int]) -> str:
     host, port = name[:2]
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def _size_buffers(sock: socket.socket) -> None:
+    """Before the connection is made, which fixes how large its window can get; accepted sockets inherit the listener's."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BUFFER_SIZE)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _KERNEL_BUFFER_SIZE)
 
 
 def _tune(sock: socket.socket) -> None:

@@ -15,13 +15,21 @@ from fs3.transport.base import Part
 from fs3.wire.frame import PAYLOAD_SIZE_MAX
 
 from . import blocks
-from .local import LocalTarget, StorageNode
+from .local import DAMAGE, LocalTarget, StorageNode
 from .targets import Role, Successor
 
 logger = logging.getLogger("fs3.storage.forward")
 
 _PAUSE_MIN_S = 0.001
 _PAUSE_MAX_S = 0.1
+
+
+class PendingDamaged(FS3Error):
+    """A pending version of ours cannot be read, so it cannot be handed on as a whole."""
+
+    def __init__(self, chunk: ChunkId, error: FS3Error) -> None:
+        super().__init__(Code.CHECKSUM, f"pending: {error.message}")
+        self.chunk = chunk
 
 
 @dataclass(slots=True)
@@ -43,15 +51,15 @@ class Forward:
 async def forward(node: StorageNode, target: LocalTarget, items: list[Forward], deadline: float) -> None:
     """Return once every item is committed at the successor, or refused by it, or once we are the tail.
 
-    The chunks' locks are held. Raises NOT_SERVING when this target has left the chain, DEADLINE_EXCEEDED (env.monotonic()
-    seconds); the pending versions stay.
+    The chunks' locks are held. Raises NOT_SERVING when this target has left the chain or its lease, DEADLINE_EXCEEDED
+    (env.monotonic() seconds), PendingDamaged; the pending versions stay.
     """
     todo = items
     pause_s = _PAUSE_MIN_S
     last = "no address"
     while todo:
         role = target.role
-        if role is None or role.state is not PublicState.SERVING:
+        if role is None or role.state is not PublicState.SERVING or not node.may_serve():
             raise FS3Error(Code.NOT_SERVING, f"target {target.id} serves no more")
         successor = role.successor
         if successor is None:
@@ -64,7 +72,7 @@ async def forward(node: StorageNode, target: LocalTarget, items: list[Forward], 
                 todo = await _attempt(node, target, role, successor, todo, deadline)
                 last = "it refused for now"
             except FS3Error as error:
-                if error.code is Code.DISK_FAILED:
+                if error.code is Code.DISK_FAILED or isinstance(error, PendingDamaged):
                     raise  # our own: what the peer meets stands in its results
                 last = str(error)
             if not todo:
@@ -76,6 +84,16 @@ async def forward(node: StorageNode, target: LocalTarget, items: list[Forward], 
             with trio.move_on_after(pause_s):
                 await changed.wait()
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+
+
+async def read_pending(target: LocalTarget, chunk: ChunkId) -> memoryview:
+    """The content of a pending version. Raises PendingDamaged, DISK_FAILED."""
+    try:
+        return await target.engine.read_whole(chunk, pending=True)
+    except FS3Error as error:
+        if error.code in DAMAGE:
+            raise PendingDamaged(chunk, error) from None
+        raise
 
 
 async def _attempt(
@@ -123,7 +141,7 @@ async def _message(target: LocalTarget, role: Role, successor: Successor, item: 
     kind, offset, length, checksums = UpdateKind.REMOVE, 0, 0, ()  # type: UpdateKind, int, int, tuple[int, ...]
     if not pending.removed:
         if update is None or item.whole or successor.syncing:
-            data = await target.engine.read_whole(item.chunk, pending=True)
+            data = await read_pending(target, item.chunk)
             kind, length, checksums = UpdateKind.REPLACE, len(data), blocks.unpack(pending.checksums)
         else:
             kind, offset, length, checksums = update.kind, update.offset, update.length, update.checksums

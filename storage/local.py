@@ -22,6 +22,9 @@ from .targets import Role, TargetMap
 
 logger = logging.getLogger("fs3.storage")
 
+DAMAGE = (Code.CHECKSUM, Code.READ_FAILED)
+"""The codes of what an engine cannot read."""
+
 CHANNEL_IDLE_S = 3600.0
 """A client that has not used a channel for so long will not retry its last request."""
 
@@ -39,6 +42,18 @@ class Caller(Protocol):
         payload: Sequence[Part] = (),
         relayed: bool = False,
     ) -> Rep: ...
+
+    async def call_bulk(
+        self,
+        address: str,
+        method: Method[Req, Rep],
+        request: Req,
+        *,
+        deadline: float,
+        payload: Sequence[Part] = (),
+        into: memoryview | None = None,
+        relayed: bool = False,
+    ) -> tuple[Rep, memoryview]: ...
 
 
 class RoutingSource(Protocol):
@@ -96,6 +111,10 @@ class LocalTarget:
         self.orphaned = trio.Event()  # there may be pending versions that nobody works on
         self.synced_version = 0  # the chain version at which our predecessor told us that we have everything
         self.failed = ""  # why the disk cannot be used any more
+        self.suspects: dict[ChunkId, None] = {}  # chunks that may be damaged, for repair.py
+        self.suspected = trio.Event()  # there is a new suspect, or a new way to repair one
+        self.damaged: set[ChunkId] = set()  # those that were counted as damaged and are not repaired
+        self.lost: set[ChunkId] = set()  # those of them that no other target has
 
     def take_role(self, role: Role | None) -> bool:
         """Follow the routing. Whether anything changed for this target."""
@@ -109,6 +128,7 @@ class LocalTarget:
         self.changed.set()
         self.changed = trio.Event()
         self.orphaned.set()
+        self.suspected.set()
         return True
 
     def local_state(self) -> LocalState:
@@ -192,6 +212,20 @@ class StorageNode:
         if target.failed:
             raise FS3Error(Code.DISK_FAILED, f"target {target.id}: {target.failed}")
         return target
+
+    def suspect(self, target: LocalTarget, chunk: ChunkId) -> None:
+        """A chunk could not be read, or not verified: have a look at it, and repair it if need be."""
+        if chunk not in target.suspects:
+            self.env.metrics.count("storage.suspected_chunks")
+            target.suspects[chunk] = None
+            target.suspected.set()
+
+    def unreadable(self, target: LocalTarget, chunk: ChunkId, error: FS3Error) -> FS3Error:
+        """A chunk could not be read: suspects it, and returns what to tell the one who wanted it."""
+        self.suspect(target, chunk)
+        if chunk in target.lost:
+            return FS3Error(Code.DATA_LOST, f"chunk {chunk} is damaged on all targets")
+        return error
 
     def disk_failed(self, target: LocalTarget, error: FS3Error) -> None:
         """Take a target out of service; the daemon and its other targets live on."""

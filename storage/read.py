@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-
 from fs3.api.storage import READ_RANGES_MAX, ReadRange, ReadReply, ReadRequest, ReadResult
 from fs3.errors import Code, FS3Error
 from fs3.rpc.server import Call
 from fs3.transport.base import Part
 from fs3.wire.frame import PAYLOAD_SIZE_MAX
 
-from .local import StorageNode
+from .local import DAMAGE, StorageNode
 from .replica import readable
-
-logger = logging.getLogger("fs3.storage.read")
 
 _ABSENT = ReadResult(0, 0, 0, 0, ())
 
@@ -46,9 +42,8 @@ async def _read_range(node: StorageNode, item: ReadRange, parts: list[Part]) -> 
         except FS3Error as error:
             if error.code is Code.DISK_FAILED:
                 node.disk_failed(target, error)
-            elif error.code is Code.CHECKSUM:
-                logger.error("target %d: %s", target.id, error.message)
-                node.env.metrics.count("storage.checksum_errors")
+            elif error.code in DAMAGE:
+                raise node.unreadable(target, item.chunk, error) from None
             raise
     except FS3Error as error:
         return ReadResult(int(error.code), 0, 0, 0, (), error.message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import trio
 
@@ -12,6 +13,7 @@ from fs3.api.storage import (
     LEARN_DONE,
     SYNC_DONE,
     WRITE,
+    ChunkMeta,
     DoneRequest,
     DumpRequest,
     LearnDoneRequest,
@@ -23,11 +25,13 @@ from fs3.api.storage import (
 from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId
 from fs3.layout import CHUNK_SIZE_MAX
+from fs3.metrics import Metrics
 from fs3.routing import PublicState
 
 from . import blocks
-from .local import LocalTarget, StorageNode
-from .resync import Step, plan
+from .local import DAMAGE, LocalTarget, StorageNode
+from .repair import Outcome, repair
+from .resync import Batch, batches, plan
 from .targets import Role, Successor
 from .update import roll_forward
 
@@ -37,6 +41,9 @@ ROLL_FORWARD_TIMEOUT_S = 30.0
 RETRY_PAUSE_S = 0.5
 CALL_TIMEOUT_S = 30.0
 TRANSFERS_AT_ONCE = 8
+BATCH_CHUNKS_MAX = 64
+BATCH_BYTES_MAX = 2 * 1024 * 1024
+"""What one request carries: small chunks together, a large one alone."""
 _PAGE = 1000
 
 
@@ -90,8 +97,8 @@ class _Resync:
         self._successor = successor
         self._next_at = 0.0
         self._free = trio.CapacityLimiter(TRANSFERS_AT_ONCE)
-        self._chunks = 0
-        self._bytes = 0
+        self._left = 0  # chunks that could not be settled in this pass
+        self._progress = Progress(node.env.metrics, role.chain)
 
     async def run(self) -> None:
         """Until it is done; what fails is begun anew, which skips what is equal by then."""
@@ -101,32 +108,44 @@ class _Resync:
         try:
             while True:
                 try:
-                    await self._pass()
-                    return
+                    if await self._pass():
+                        return
+                    problem = f"{self._left} chunks are left"
                 except* FS3Error as group:
-                    log = logger.debug if complained else logger.warning
-                    log("filling target %d of chain %d: %s", self._successor.target, self._role.chain, _first(group))
-                    complained = True
+                    problem = str(_first(group))
+                log = logger.debug if complained else logger.warning
+                log("filling target %d of chain %d: %s", self._successor.target, self._role.chain, problem)
+                complained = True
                 await trio.sleep(RETRY_PAUSE_S)
         finally:
             metrics.gauge("storage.resyncs_running", metrics.gauges["storage.resyncs_running"] - 1)
+            self._progress.end()
 
-    async def _pass(self) -> None:
+    async def _pass(self) -> bool:
+        """Compare all chunks once and send what differs; whether nothing is left."""
         # Updates that began before this target had this successor may end without it: let them end.
         for chunk in self._target.locks.held():
             await self._target.locks.acquire(chunk)
             self._target.locks.release(chunk)
         started = self._node.env.monotonic()
+        self._left = 0
+        self._progress.begin(self._target.engine.used_bytes())
         async with trio.open_nursery() as nursery:
             after: ChunkId | None = None
             while True:
-                steps, after = await self._page(after)
-                for chunk, _ in steps:
+                local, remote, after = await self._page(after)
+                for batch in batches(plan(local, remote), local, BATCH_CHUNKS_MAX, self._batch_bytes()):
                     borrower = object()
                     await self._free.acquire_on_behalf_of(borrower)
-                    nursery.start_soon(self._one, chunk, borrower)
+                    nursery.start_soon(self._send, batch, borrower)
+                self._progress.compared(local)
+                for meta in local:
+                    if meta.damaged:  # the successor may have it whole
+                        self._node.suspect(self._target, meta.chunk)
                 if after is None:
                     break
+        if self._left:
+            return False
         await self._tell_done()
         done = SyncDoneRequest(self._role.chain, self._role.chain_version, self._successor.target)
         await self._node.rpc.call(self._successor.address, SYNC_DONE, done, deadline=self._deadline())
@@ -134,14 +153,14 @@ class _Resync:
             "target %d is up to date in chain %d: %d chunks (%d bytes) in %.1f s",
             self._successor.target,
             self._role.chain,
-            self._chunks,
-            self._bytes,
+            self._progress.chunks,
+            self._progress.bytes,
             self._node.env.monotonic() - started,
         )
+        return True
 
     async def _tell_done(self) -> None:
         """Tell the successor which requests are done. Those that end from now on pass through it."""
-        role, successor = self._role, self._successor
         done = [
             DoneRequest(tag, result.version, result.chunk_length, result.checksum)
             for tag, result in self._target.channels.done()
@@ -149,14 +168,13 @@ class _Resync:
         ]
         for at in range(0, len(done), DONE_REQUESTS_MAX):
             page = tuple(done[at : at + DONE_REQUESTS_MAX])
-            request = LearnDoneRequest(role.chain, role.chain_version, successor.target, page)
-            await self._node.rpc.call(successor.address, LEARN_DONE, request, deadline=self._deadline())
+            await tell_done(self._node, self._role, self._successor.target, page, self._deadline())
 
     def _deadline(self) -> float:
         return self._node.env.monotonic() + CALL_TIMEOUT_S
 
-    async def _page(self, after: ChunkId | None) -> tuple[list[tuple[ChunkId, Step]], ChunkId | None]:
-        """What differs among the next chunks behind `after`, and the last of them; None when there are no more."""
+    async def _page(self, after: ChunkId | None) -> tuple[Sequence[ChunkMeta], Sequence[ChunkMeta], ChunkId | None]:
+        """The next chunks behind `after`, ours and the successor's, and the last of them; None when there are no more."""
         role, successor = self._role, self._successor
         request = DumpRequest(role.chain, role.chain_version, successor.target, after, _PAGE)
         reply = await self._node.rpc.call(successor.address, DUMP, request, deadline=self._deadline())
@@ -168,29 +186,74 @@ class _Resync:
         if more:
             ends.append(local[-1].chunk)
         if not ends:
-            return list(plan(local, remote)), None
+            return local, remote, None
         end = min(ends)
-        steps = plan([meta for meta in local if meta.chunk <= end], [meta for meta in remote if meta.chunk <= end])
-        return list(steps), end
+        return [meta for meta in local if meta.chunk <= end], [meta for meta in remote if meta.chunk <= end], end
 
-    async def _one(self, chunk: ChunkId, borrower: object) -> None:
+    async def _send(self, batch: Batch, borrower: object) -> None:
+        """Settle the chunks of a batch in one request."""
         target = self._target
+        locked: list[ChunkId] = []
         try:
-            await target.locks.acquire(chunk)
-            try:
-                await self._settle(chunk)
-            finally:
-                target.locks.release(chunk)
-        except FS3Error as error:
-            if error.code is Code.DISK_FAILED and target.engine.get(chunk) is not None:
-                self._node.disk_failed(target, error)
+            await self._throttle(batch.bytes)
+            for chunk in batch.chunks:  # in order, as all who lock several
+                await target.locks.acquire(chunk)
+                locked.append(chunk)
+            await self._settle(batch.chunks)
+        except OwnDiskFailed as error:
+            self._node.disk_failed(target, error)
             raise
         finally:
+            for chunk in locked:
+                target.locks.release(chunk)
             self._free.release_on_behalf_of(borrower)
 
-    async def _settle(self, chunk: ChunkId) -> None:
-        """Make one chunk at the successor what it is here. Its lock is held, so it stays so."""
-        target, node = self._target, self._node
+    async def _settle(self, chunks: Sequence[ChunkId]) -> None:
+        """Make chunks at the successor what they are here. Their locks are held, so they stay so."""
+        node, successor = self._node, self._successor
+        updates: list[Update] = []
+        payload: list[memoryview] = []
+        try:
+            for chunk in chunks:
+                try:
+                    update, data = await self._update(chunk)
+                except FS3Error as error:
+                    if error.code is Code.DISK_FAILED:
+                        raise OwnDiskFailed(error.code, error.message) from None
+                    if error.code not in DAMAGE:
+                        raise
+                    self._left += 1
+                    logger.debug("chunk %s cannot be sent yet: %s", chunk, error)
+                    continue
+                updates.append(update)
+                payload.append(data)
+            if not updates:
+                return
+            reply = await node.rpc.call(
+                successor.address,
+                WRITE,
+                WriteRequest(tuple(updates), False),
+                deadline=self._deadline(),
+                payload=[data for data in payload if len(data)],
+                relayed=True,
+            )
+        finally:
+            for update in updates:
+                node.tags.give_back(update.tag)
+        for result, data in zip(reply.results, payload, strict=True):
+            if result.code == Code.DISK_FAILED:
+                # Never raised by that name, which here stands for our own disk.
+                raise FS3Error(Code.NOT_SERVING, f"target {successor.target}: {result.message}")
+            if result.code:
+                raise FS3Error(Code(result.code), result.message)
+            self._progress.sent(len(data))
+
+    async def _update(self, chunk: ChunkId) -> tuple[Update, memoryview]:
+        """What makes the successor's copy equal to ours: all of it, its removal, or that it is lost.
+
+        Raises CHECKSUM where it cannot be read for now.
+        """
+        target, node, role = self._target, self._node, self._role
         state = target.engine.get(chunk)
         if state is not None and state.pending is not None:
             await roll_forward(node, target, chunk, 0, self._deadline())
@@ -199,47 +262,41 @@ class _Resync:
         data = memoryview(b"")
         kind, length, checksums, version, since = UpdateKind.REMOVE, 0, (), 0, 0  # type: UpdateKind, int, tuple[int, ...], int, int
         if committed is not None:
-            data = await target.engine.read_whole(chunk, pending=False)
-            kind, length, checksums = UpdateKind.REPLACE, len(data), blocks.unpack(committed.checksums)
+            kind, length, checksums = UpdateKind.REPLACE, committed.length, blocks.unpack(committed.checksums)
             version, since = committed.number, committed.chain_version
-        await self._throttle(length)
-        tag = node.tags.take()
-        try:
-            role, successor = self._role, self._successor
-            update = Update(
-                tag,
-                role.chain,
-                role.chain_version,
-                successor.target,
-                chunk,
-                kind,
-                0,
-                length,
-                CHUNK_SIZE_MAX,
-                checksums,
-                version,
-                since,
-            )
-            reply = await node.rpc.call(
-                successor.address,
-                WRITE,
-                WriteRequest((update,), False),
-                deadline=self._deadline(),
-                payload=(data,) if length else (),
-                relayed=True,
-            )
-        finally:
-            node.tags.give_back(tag)
-        result = reply.results[0]
-        if result.code == Code.DISK_FAILED:
-            # Never raised by that name, which here stands for our own disk.
-            raise FS3Error(Code.NOT_SERVING, f"target {successor.target}: {result.message}")
-        if result.code:
-            raise FS3Error(Code(result.code), result.message)
-        self._chunks += 1
-        self._bytes += length
-        node.env.metrics.count("storage.resynced_chunks")
-        node.env.metrics.count("storage.resynced_bytes", length)
+            try:
+                data = await target.engine.read_whole(chunk, pending=False)
+            except FS3Error as error:
+                if error.code not in DAMAGE:
+                    raise
+                node.suspect(target, chunk)
+                outcome = await repair(node, target, chunk, self._deadline())
+                if outcome is Outcome.LATER:
+                    raise
+                if outcome is Outcome.LOST:
+                    kind = UpdateKind.LOST
+                else:
+                    data = await target.engine.read_whole(chunk, pending=False)
+        update = Update(
+            node.tags.take(),
+            role.chain,
+            role.chain_version,
+            self._successor.target,
+            chunk,
+            kind,
+            0,
+            length,
+            CHUNK_SIZE_MAX,
+            checksums,
+            version,
+            since,
+        )
+        return update, data
+
+    def _batch_bytes(self) -> int:
+        """What one request may carry: less where the rate is low, since it is kept between requests."""
+        rate = self._node.resync_rate_bytes
+        return min(BATCH_BYTES_MAX, rate // 10) if rate else BATCH_BYTES_MAX
 
     async def _throttle(self, length: int) -> None:
         rate = self._node.resync_rate_bytes
@@ -250,6 +307,58 @@ class _Resync:
         self._next_at = begin + length / rate
         if begin > now:
             await trio.sleep(begin - now)
+
+
+class OwnDiskFailed(FS3Error):
+    """DISK_FAILED of our own disk, not of a peer's."""
+
+
+async def tell_done(node: StorageNode, role: Role, to: int, done: tuple[DoneRequest, ...], deadline: float) -> None:
+    """Let another target of our chain know requests that are done."""
+    peer = node.mgmtd.routing.node_of(to)
+    if peer is None:
+        raise FS3Error(Code.CHAIN_UNAVAILABLE, f"nobody knows where target {to} is")
+    request = LearnDoneRequest(role.chain, role.chain_version, to, done)
+    await node.rpc.call(peer.address, LEARN_DONE, request, deadline=deadline, relayed=True)
+
+
+class Progress:
+    """How far a resync is, as gauges `storage.resync.CHAIN.*`; they are gone when it ends.
+
+    bytes_total: what the target holds. bytes_compared: of it, what was looked at. bytes_sent, chunks_sent: what differed.
+    """
+
+    def __init__(self, metrics: Metrics, chain: int) -> None:
+        self._metrics = metrics
+        self._names = {name: f"storage.resync.{chain}.{name}" for name in _GAUGES}
+        self.chunks = 0
+        self.bytes = 0
+
+    def begin(self, total: int) -> None:
+        self._metrics.gauge(self._names["bytes_total"], total)
+        self._metrics.gauge(self._names["bytes_compared"], 0)
+        self._metrics.gauge(self._names["chunks_compared"], 0)
+        self.sent(0, 0)
+
+    def compared(self, metas: Sequence[ChunkMeta]) -> None:
+        gauges = self._metrics.gauges
+        gauges[self._names["bytes_compared"]] += sum([meta.length for meta in metas])
+        gauges[self._names["chunks_compared"]] += len(metas)
+
+    def sent(self, length: int, chunks: int = 1) -> None:
+        self.chunks += chunks
+        self.bytes += length
+        self._metrics.gauge(self._names["chunks_sent"], self.chunks)
+        self._metrics.gauge(self._names["bytes_sent"], self.bytes)
+        self._metrics.count("storage.resynced_chunks", chunks)
+        self._metrics.count("storage.resynced_bytes", length)
+
+    def end(self) -> None:
+        for name in self._names.values():
+            self._metrics.gauges.pop(name, None)
+
+
+_GAUGES = ("bytes_total", "bytes_compared", "chunks_compared", "bytes_sent", "chunks_sent")
 
 
 def _first(group: BaseExceptionGroup[FS3Error]) -> BaseException:

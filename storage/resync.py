@@ -7,7 +7,8 @@ successor's is damaged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from fs3.api.storage import ChunkMeta
@@ -54,3 +55,28 @@ def plan(local: Sequence[ChunkMeta], remote: Sequence[ChunkMeta]) -> Iterator[tu
             chunk = ours.chunk if ours is not None else theirs.chunk if theirs is not None else None
             assert chunk is not None
             yield chunk, step
+
+
+@dataclass(slots=True)
+class Batch:
+    """Chunks, in order, to be settled by one request. bytes: of their contents here."""
+
+    chunks: list[ChunkId]
+    bytes: int
+
+
+def batches(
+    steps: Iterable[tuple[ChunkId, Step]], local: Sequence[ChunkMeta], chunks_max: int, bytes_max: int
+) -> Iterator[Batch]:
+    """The chunks of a plan in batches within both limits; a chunk larger than bytes_max is a batch of its own."""
+    lengths = {meta.chunk: meta.length for meta in local}
+    batch = Batch([], 0)
+    for chunk, _ in steps:
+        length = lengths.get(chunk, 0)
+        if batch.chunks and (len(batch.chunks) == chunks_max or batch.bytes + length > bytes_max):
+            yield batch
+            batch = Batch([], 0)
+        batch.chunks.append(chunk)
+        batch.bytes += length
+    if batch.chunks:
+        yield batch

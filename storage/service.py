@@ -12,16 +12,21 @@ from fs3.api.common import STATUS, Empty, StatusReply
 from fs3.api.mgmtd import TargetReport
 from fs3.api.storage import (
     DUMP,
+    FETCH,
     LEARN_DONE,
     QUERY,
     READ,
+    READ_RANGES_MAX,
     REMOVE_FILE,
+    SUSPECT,
     SYNC,
     SYNC_DONE,
     WRITE,
     WRITE_UPDATES_MAX,
     DumpReply,
     DumpRequest,
+    FetchReply,
+    FetchRequest,
     LearnDoneReply,
     LearnDoneRequest,
     QueryReply,
@@ -30,6 +35,8 @@ from fs3.api.storage import (
     ReadRequest,
     RemoveFileReply,
     RemoveFileRequest,
+    SuspectReply,
+    SuspectRequest,
     SyncDoneReply,
     SyncDoneRequest,
     SyncReply,
@@ -48,6 +55,7 @@ from .disk import Space
 from .local import CHANNEL_IDLE_S, Caller, LocalTarget, RoutingSource, StorageNode
 from .read import read
 from .recovery import fill_successors, roll_forward_orphans
+from .repair import find, repair_suspects
 from .update import remove_chunks, write
 
 logger = logging.getLogger("fs3.storage.service")
@@ -96,6 +104,8 @@ class StorageService:
         server.handle(DUMP, self._dump)
         server.handle(LEARN_DONE, self._learn_done)
         server.handle(SYNC_DONE, self._sync_done)
+        server.handle(FETCH, self._fetch)
+        server.handle(SUSPECT, self._suspect)
         server.handle(STATUS, self._status)
 
     async def run(self, poke: Callable[[], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -107,6 +117,7 @@ class StorageService:
             for target in node.targets.values():
                 nursery.start_soon(roll_forward_orphans, node, target)
                 nursery.start_soon(fill_successors, node, target)
+                nursery.start_soon(repair_suspects, node, target)
                 nursery.start_soon(self._tidy, target)
             task_status.started()
             while True:
@@ -248,6 +259,29 @@ class StorageService:
         self.node.target(role).synced_version = request.chain_version
         self.node.on_change()
         return SyncDoneReply()
+
+    async def _fetch(self, request: FetchRequest, call: Call) -> FetchReply:
+        target = self._own(request.target)
+        data = await find(target, request, self.node)
+        if data is None:
+            return FetchReply(False)
+        call.reply_payload((data,))
+        return FetchReply(True)
+
+    async def _suspect(self, request: SuspectRequest, call: Call) -> SuspectReply:
+        target = self._own(request.target)
+        for chunk in request.chunks[:READ_RANGES_MAX]:
+            self.node.suspect(target, chunk)
+        return SuspectReply()
+
+    def _own(self, number: int) -> LocalTarget:
+        """A target of ours in whatever state. Raises UNKNOWN_TARGET, NOT_SERVING where its disk failed."""
+        target = self.node.targets.get(number)
+        if target is None:
+            raise FS3Error(Code.UNKNOWN_TARGET, f"target {number} is not here")
+        if target.failed:
+            raise FS3Error(Code.NOT_SERVING, f"target {number}: {target.failed}")
+        return target
 
     async def _status(self, request: Empty, call: Call) -> StatusReply:
         uptime_ms = int((self._env.monotonic() - self._started_at) * 1000)

@@ -10,7 +10,6 @@ before the next update of the chunk, and by a task that looks for such chunks (r
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,12 +23,11 @@ from fs3.layout import CHUNK_SIZE_MAX, valid_chunk_size
 from fs3.routing import PublicState
 
 from .channels import Admission
-from .forward import Forward, forward
-from .local import LocalTarget, StorageNode
+from .forward import Forward, PendingDamaged, forward, read_pending
+from .local import DAMAGE, LocalTarget, StorageNode
+from .repair import Outcome, recover_pending, repair
 from .replica import Action, Decision, prepare_first, prepare_next
 from .targets import Role
-
-logger = logging.getLogger("fs3.storage.update")
 
 _WHOLE = (UpdateKind.REPLACE, UpdateKind.LOST)
 _RANGED = (UpdateKind.WRITE, UpdateKind.PUNCH)
@@ -180,7 +178,7 @@ async def _locked(node: StorageNode, target: LocalTarget, work: list[_Item], fro
     forwards: list[tuple[_Item, Forward]] = []
     for item in work:
         try:
-            if await _prepare(node, target, role, item, from_client):
+            if await _prepare_or_repair(node, target, role, item, from_client, deadline):
                 update = item.update
                 forwards.append((item, Forward(update.chunk, update.chunk_size, update, item.data)))
         except FS3Error as error:
@@ -189,14 +187,18 @@ async def _locked(node: StorageNode, target: LocalTarget, work: list[_Item], fro
             item.result = refusal(error)
             if error.code is Code.NO_SPACE:
                 _finish(node, target, item)
-            elif error.code is Code.CHECKSUM:
-                logger.error("target %d: %s", target.id, error.message)
-                node.env.metrics.count("storage.checksum_errors")
-                if not from_client:  # the predecessor then sends the whole chunk, which repairs it
-                    item.result = UpdateResult(int(Code.VERSION_GAP), 0, 0, 0, error.message)
+            elif error.code in DAMAGE and not from_client:  # the predecessor then sends the whole chunk, which repairs it
+                item.result = UpdateResult(int(Code.VERSION_GAP), 0, 0, 0, error.message)
     if not forwards:
         return
-    await forward(node, target, [entry for _, entry in forwards], deadline)
+    try:
+        await forward(node, target, [entry for _, entry in forwards], deadline)
+    except PendingDamaged as error:
+        if not from_client:
+            # The predecessor has it too, and sends all of it. The head has nobody to ask: see roll_forward().
+            engine.drop_pending(error.chunk)
+            _refuse_pending(forwards, error)
+        raise
     for item, entry in forwards:
         if entry.refused is not None:
             engine.drop_pending(item.update.chunk)
@@ -204,6 +206,32 @@ async def _locked(node: StorageNode, target: LocalTarget, work: list[_Item], fro
         else:
             item.result = _commit(target, item.update.chunk)
         _finish(node, target, item)
+
+
+def _refuse_pending(forwards: Sequence[tuple[_Item, Forward]], error: PendingDamaged) -> None:
+    """Have the whole chunk sent to us, as to one that lacks it."""
+    for item, entry in forwards:
+        if entry.chunk == error.chunk:
+            item.result = UpdateResult(int(Code.VERSION_GAP), 0, 0, 0, error.message)
+
+
+async def _prepare_or_repair(
+    node: StorageNode, target: LocalTarget, role: Role, item: _Item, from_client: bool, deadline: float
+) -> bool:
+    """As _prepare. The head repairs a chunk first that it cannot read. Raises DATA_LOST where that cannot be done."""
+    chunk = item.update.chunk
+    try:
+        return await _prepare(node, target, role, item, from_client)
+    except FS3Error as error:
+        if error.code not in DAMAGE:
+            raise
+        node.suspect(target, chunk)
+        if not from_client:
+            raise
+        outcome = await repair(node, target, chunk, deadline)
+        if outcome is not Outcome.WHOLE:
+            raise node.unreadable(target, chunk, error) from None
+    return await _prepare(node, target, role, item, from_client)
 
 
 def _commit(target: LocalTarget, chunk: ChunkId) -> UpdateResult:
@@ -280,11 +308,18 @@ def _finish(node: StorageNode, target: LocalTarget, item: _Item) -> None:
 async def roll_forward(node: StorageNode, target: LocalTarget, chunk: ChunkId, chunk_size: int, deadline: float) -> None:
     """Complete a chunk's pending version, whose update nobody works on any more. The chunk's lock is held.
 
-    Raises what forward() raises. Does nothing where nothing is pending.
+    Raises what forward() and recover_pending() raise. Does nothing where nothing is pending.
     """
     state = target.engine.get(chunk)
     if state is None or state.pending is None:
         return
+    try:
+        if not state.pending.removed:
+            await read_pending(target, chunk)  # at the end of a chain nobody else verifies it
+    except PendingDamaged:
+        await recover_pending(node, target, chunk, deadline)
+        state = target.engine.get(chunk)
+    assert state is not None and state.pending is not None
     tag = state.pending.tag
     entry = Forward(chunk, max(chunk_size, state.pending.length))
     await forward(node, target, [entry], deadline)

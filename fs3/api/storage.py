@@ -248,6 +248,39 @@ class LearnDoneReply:
     pass
 
 
+@dataclass(frozen=True, slots=True)
+class FetchRequest:
+    """From a target whose copy of a chunk is damaged, to any other of its chain: the bytes of this version, committed or
+    pending, as the reply's payload. Whoever asks verifies them. checksum: as in UpdateResult."""
+
+    target: int
+    chunk: ChunkId
+    version: int
+    length: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
+class FetchReply:
+    """found: False where the target does not have this version, or cannot read it."""
+
+    found: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SuspectRequest:
+    """From a client that got bytes which do not match their checksums: the target looks at its copies of these chunks,
+    later, and repairs them."""
+
+    target: int
+    chunks: tuple[ChunkId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SuspectReply:
+    pass
+
+
 READ_RANGES_MAX = 1024
 DONE_REQUESTS_MAX = 10_000
 WRITE_UPDATES_MAX = 1024
@@ -260,3 +293,5 @@ REMOVE_FILE = Method(304, "storage.remove_file", RemoveFileRequest, RemoveFileRe
 DUMP = Method(305, "storage.dump", DumpRequest, DumpReply)
 SYNC_DONE = Method(306, "storage.sync_done", SyncDoneRequest, SyncDoneReply)
 LEARN_DONE = Method(307, "storage.learn_done", LearnDoneRequest, LearnDoneReply)
+FETCH = Method(308, "storage.fetch", FetchRequest, FetchReply)
+SUSPECT = Method(309, "storage.suspect", SuspectRequest, SuspectReply)

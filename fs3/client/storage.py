@@ -19,6 +19,7 @@ from ..api.storage import (
     READ,
     READ_RANGES_MAX,
     REMOVE_FILE,
+    SUSPECT,
     SYNC,
     WRITE,
     QueryReply,
@@ -28,6 +29,7 @@ from ..api.storage import (
     ReadResult,
     RemoveFileReply,
     RemoveFileRequest,
+    SuspectRequest,
     SyncReply,
     SyncRequest,
     Update,
@@ -53,6 +55,9 @@ T = TypeVar("T")
 ATTEMPT_S = 5.0
 """How long one attempt may take before the next one, besides what its bytes need at SLOWEST_BYTES_PER_S."""
 SLOWEST_BYTES_PER_S = 8 * 1024 * 1024
+
+SUSPECT_S = 1.0
+"""How long a client lets a daemon take to hear that its bytes are wrong."""
 
 OWN_REQUEST_BYTES = 128 * 1024
 """A read of at least this size is a request of its own, landing in place; smaller ones share a request per node."""
@@ -271,10 +276,19 @@ class StorageClient:
             if failed is None:
                 lengths[position] = result.length
             else:
-                if failed.code is Code.CHECKSUM:
-                    self.env.metrics.count("client.checksum_errors")
-                    logger.error("%s, target %d: %s", batch.address, target, failed)
+                if failed.code is Code.CHECKSUM and not result.code:
+                    await self._suspect(batch.address, target, reads[position].chunk, failed)
                 failures.append(_Failure(position, target, failed))
+
+    async def _suspect(self, address: str, target: int, chunk: ChunkId, error: FS3Error) -> None:
+        """Tell a target of bytes that only we saw to be wrong, so that it repairs them."""
+        self.env.metrics.count("client.checksum_errors")
+        logger.warning("%s, target %d: %s", address, target, error)
+        try:
+            limit = self.env.monotonic() + SUSPECT_S
+            await self._rpc.call(address, SUSPECT, SuspectRequest(target, (chunk,)), deadline=limit)
+        except FS3Error as failure:
+            logger.info("%s does not know of it: %s", address, failure)  # its scrubber will find it
 
     def _judge(
         self,
@@ -289,7 +303,8 @@ class StorageClient:
         """
         wait: FS3Error | None = None
         for failure in failures:
-            action = action_for(failure.error)
+            lost = failure.error.code is Code.DATA_LOST
+            action = Action.ELSEWHERE if lost else action_for(failure.error)
             if action is Action.GIVE_UP:
                 raise failure.error
             if action is Action.ELSEWHERE:
@@ -301,6 +316,8 @@ class StorageClient:
                 if not others.issuperset(serving):
                     tried[failure.position] = others
                     continue
+                if lost:
+                    raise failure.error
             tried.pop(failure.position, None)
             wait = failure.error
         return wait
@@ -324,6 +341,12 @@ class StorageClient:
         tag: see remove_file.
         """
         return await self._update(chain, chunk, UpdateKind.TRUNCATE, 0, length, chunk_size, deadline, tag=tag)
+
+    async def punch(
+        self, chain: int, chunk: ChunkId, offset: int, length: int, chunk_size: int, *, deadline: float
+    ) -> UpdateResult:
+        """Make a range of a chunk zeros and give its space back. The chunk's length stays; an absent one stays absent."""
+        return await self._update(chain, chunk, UpdateKind.PUNCH, offset, length, chunk_size, deadline)
 
     async def _update(
         self,

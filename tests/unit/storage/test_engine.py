@@ -431,7 +431,7 @@ async def test_tidy_gives_space_back(tmp_path: Path) -> None:
     after = os.stat(tmp_path / "target-1/data-20").st_blocks
     if after == before:
         pytest.skip("this file system cannot punch holes")
-    assert (before - after) * 512 == 16 * MIB  # 64 MiB of free slots stay ready
+    assert abs((before - after) * 512 - 16 * MIB) <= 65536  # 64 MiB of free slots stay ready; the file system counts its own
     await write(engine, 0, b"y" * MIB)
     assert await content(engine) == b"y" * MIB
     engine.close()

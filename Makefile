@@ -10,8 +10,8 @@ help:
 	@echo "make test    install what is missing and run the tests (ARGS: for pytest)"
 	@echo "make lint    style, types and import contracts"
 	@echo "make type    types only"
-	@echo "make sim     run simulated clusters under faults: SEEDS=n of each shape, or SEED=n SHAPE=name to see one again"
-	@echo "make soak    the same until stopped"
+	@echo "make sim     run simulated clusters under faults: SEEDS=n of each shape, or SEED=n SHAPE=name [PLAN=file or text] to see one again"
+	@echo "make soak    the same from a random seed on until stopped; what fails goes into failures.txt"
 	@echo "make bench   compare with JuiceFS on this machine (ARGS: see tests/bench/compare.py --help)"
 	@echo "make image   build the container image fs3:latest"
 	@echo "make clean   remove the virtual environment and caches; data and mounts stay"
@@ -35,11 +35,11 @@ type:
 
 sim:
 	@scripts/prepare $(VENV) test
-	$(BIN)/python -m tests.sim $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED)) $(if $(SHAPE),--shape $(SHAPE)) $(ARGS)
+	$(BIN)/python -m tests.sim $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED)) $(if $(SHAPE),--shape $(SHAPE)) $(if $(PLAN),--plan '$(PLAN)') $(ARGS)
 
 soak:
 	@scripts/prepare $(VENV) test
-	$(BIN)/python -m tests.sim --seeds 1000000000 --keep-going $(if $(SHAPE),--shape $(SHAPE)) $(ARGS)
+	$(BIN)/python -m tests.sim --first 0 --seeds 1000000000 --keep-going --failures failures.txt $(if $(SHAPE),--shape $(SHAPE)) $(ARGS)
 
 bench:
 	@scripts/prepare $(VENV) test

@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import contextvars
 import gc
-import hashlib
 import logging
 import random
-import struct
-import zlib
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,24 +26,19 @@ from fs3.errors import FS3Error
 from fs3.kv.memory import MemoryEngine
 from fs3.routing import ChainTarget, PublicState, RoutingInfo
 from fs3.rpc.client import RpcClient
-from fs3.wire.frame import Frame
 from tests.sim.clock import SimClock, cheap_sleeps
 from tests.sim.disk import Platter
 from tests.sim.env import HostClock, SimEnv
+from tests.sim.failure import Failure, SimulationError, SimulationFailed
 from tests.sim.guard import guarded
 from tests.sim.net import Network, SimTransport
 from tests.sim.plan import Plan, draw
 from tests.sim.rare import POINTS, Rare
 from tests.sim.store import KVPort
+from tests.sim.trace import Trace
 
-LOG_LINES = 400
-_EVENT = struct.Struct("<dBHQII")
 
 process_name: contextvars.ContextVar[str] = contextvars.ContextVar("process", default="-")
-
-
-class SimulationError(Exception):
-    """Something went wrong that never may."""
 
 
 @dataclass(frozen=True)
@@ -77,40 +68,6 @@ class Shape:
     """Whether rare branches are taken."""
     plan: Plan | None = None
     """What goes wrong; the seed chooses by default."""
-
-
-class Trace:
-    """A hash of all that happened, and the last of it in words."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=16)
-        self.lines: deque[str] = deque(maxlen=LOG_LINES)
-        self.verbose = False
-
-    def message(self, what: str, source: str, destination: str, frame: Frame | None, data: bytes) -> None:
-        if frame is None:
-            return
-        self._hash.update(
-            _EVENT.pack(
-                trio.current_time(), frame.kind, frame.method, frame.request_id, zlib.crc32(frame.body), zlib.crc32(data)
-            )
-        )
-        if self.verbose:
-            words = f"{frame.kind.name.lower()} {frame.method} #{frame.request_id} {len(data)} bytes {frame.body[:160]!r}"
-            self.say(f"{source} -> {destination}: {words}")
-
-    def note(self, text: str) -> None:
-        """An event, for the hash and for people."""
-        line = f"{trio.current_time():10.6f} {text}"
-        self._hash.update(line.encode())
-        self.lines.append(line)
-
-    def say(self, text: str) -> None:
-        """For people only."""
-        self.lines.append(f"{trio.current_time():10.6f} {text}")
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
 
 
 Body = Callable[["Process", SimEnv, Callable[[str], None]], Awaitable[None]]
@@ -208,10 +165,10 @@ def _first(group: BaseExceptionGroup[FS3Error]) -> BaseException:
 class World:
     """One cluster and its network."""
 
-    def __init__(self, seed: int, shape: Shape, nursery: trio.Nursery, clock: SimClock) -> None:
+    def __init__(self, seed: int, shape: Shape, nursery: trio.Nursery, clock: SimClock, trace: Trace) -> None:
         self.seed = seed
         self.plan = plan = shape.plan or draw(
-            random.Random(f"{seed}/plan"),
+            random.Random(f"{seed}/{shape.name}/plan"),
             Plan(shape.load_s, shape.clients, 0, shape.kv_faults),
             shape.faults,
             shape.fault_every_s,
@@ -224,7 +181,7 @@ class World:
         """What each fault of the plan did, in words."""
         self.depose_within_s = 0.0  # how long the next commit of the primary mgmtd waits for another one to take over
         self.nursery = nursery
-        self.trace = Trace()
+        self.trace = trace
         self.over = False
         self.error: Exception | None = None
         self.kv_slow_s: dict[str, float] = {}  # process -> how long the store takes to answer it, at most
@@ -415,14 +372,13 @@ def _deterministic(seed: int) -> Iterator[None]:
 
 
 def simulate(seed: int, shape: Shape, main: Callable[[World], Awaitable[None]], *, verbose: bool = False) -> World:
-    """Run one world to its end. Raises SimulationError with the trace's tail for whatever goes wrong."""
+    """Run one world to its end. Raises SimulationFailed for whatever goes wrong. verbose: keep all messages in words."""
     worlds: list[World] = []
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            world = World(seed, shape, nursery, clock)
+            world = World(seed, shape, nursery, clock, Trace(verbose=verbose))
             clock.failed = world.fail
-            world.trace.verbose = verbose
             worlds.append(world)
             log = _Log(world)
             root = logging.getLogger("fs3")
@@ -452,12 +408,17 @@ def simulate(seed: int, shape: Shape, main: Callable[[World], Awaitable[None]], 
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or not worlds:
             raise
-        tail = "\n".join(worlds[0].trace.lines)
-        failure = SimulationError(f"seed {seed}, shape {shape.name}: {_words(error)}\n{tail}")
-        raise failure from error
+        raise SimulationFailed(_failure(worlds[0], error)) from error
     finally:
         gc.collect()
     return worlds[0]
+
+
+def _failure(world: World, error: BaseException) -> Failure:
+    shape, trace = world.shape, world.trace
+    return Failure(
+        world.seed, shape.name, shape.canary, world.plan, _words(error), world.happened, tuple(trace.lines), trace.digest()
+    )
 
 
 def _words(error: BaseException) -> str:

@@ -93,7 +93,6 @@ def parse(text: str) -> Plan:
 
 def draw(chance: Random, plan: Plan, kinds: Sequence[str], every_s: float, lease_s: float, points: Collection[str]) -> Plan:
     """Add to a plan the faults of its time, of these kinds, one every so often; and some of these rare branches."""
-    rare = tuple([point for point in points if chance.random() < RARE_SHARE])
     faults = []
     at_s = 0.0
     while kinds:
@@ -108,4 +107,5 @@ def draw(chance: Random, plan: Plan, kinds: Sequence[str], every_s: float, lease
             duration_s = chance.uniform(13, 25)
         subject, strength = chance.randrange(SUBJECTS), chance.random()
         faults.append(Fault(round(at_s, 3), kind, subject, round(duration_s, 3), round(strength, 2)))
+    rare = tuple([point for point in points if chance.random() < RARE_SHARE])
     return Plan(plan.load_s, plan.clients, plan.operations, plan.kv_faults, rare, tuple(faults))

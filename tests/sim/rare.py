@@ -5,7 +5,31 @@ from __future__ import annotations
 from collections import Counter
 from random import Random
 
-POINTS: dict[str, float] = {}
+POINTS: dict[str, float] = {
+    "client.heartbeat.late": 0.05,
+    "client.meta.impatient": 0.03,
+    "client.read.impatient": 0.02,
+    "client.routing.late": 0.2,
+    "client.write.impatient": 0.02,
+    "kv.commit-unknown": 0.05,
+    "kv.conflict": 0.1,
+    "kv.too-old": 0.05,
+    "meta.gc.interrupted": 0.3,
+    "meta.inode-ids.dropped": 0.1,
+    "meta.intent.interrupted": 0.1,
+    "meta.readdir.one": 0.3,
+    "mgmtd.commit.late": 0.05,
+    "mgmtd.heartbeat.reply-lost": 0.05,
+    "mgmtd.register.reply-lost": 0.3,
+    "mount.readahead.off": 0.3,
+    "storage.dump.one": 0.5,
+    "storage.forward.reply-lost": 0.02,
+    "storage.forward.whole": 0.1,
+    "storage.put.no-space": 0.01,
+    "storage.resync.interrupted": 0.3,
+    "storage.tidy.now": 0.9,
+    "storage.write.reply-lost": 0.02,
+}
 """Name -> how often it is taken, in a run whose plan has it. What stands after the check of a point must be something that
 could happen in production just so."""
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
 from fs3.client.connect import connect
 from fuse.fs import FileSystem, FsOptions
-from tests.sim import namespace, workloads
+from tests.sim import kvcache, namespace, workloads
 from tests.sim.canaries import planted
 from tests.sim.cells import CELLS, FILE_CELLS
 from tests.sim.checkers import check_linearizable, check_replicas
@@ -76,6 +76,7 @@ SHAPES = {
         Shape("late", metas=2, chunk_size=64 * 1024, workload="own-files", faults=("late",), load_s=60, fault_every_s=5.0),
         Shape("fsync", think_s=0.03, load_s=6, workload="durable", faults=("cut",)),
         *namespace.SHAPES,
+        *kvcache.SHAPES,
     )
 }
 
@@ -92,7 +93,8 @@ UNMET = {
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a seed came to. virtual_s: seconds of virtual time."""
+    """What a seed came to. virtual_s: seconds of virtual time. faults_by_kind, rare: how often each kind of fault was
+    injected, and each rare branch taken. happened: what each fault of the plan did, in words."""
 
     digest: str
     virtual_s: float
@@ -101,10 +103,13 @@ class Outcome:
     faults: int
     undecided: int
     real_s: float
+    faults_by_kind: dict[str, int] = field(default_factory=dict)
+    rare: dict[str, int] = field(default_factory=dict)
+    happened: dict[int, str] = field(default_factory=dict)
 
 
 def run_seed(seed: int, shape: Shape, *, verbose: bool = False) -> Outcome:
-    """Raises SimulationError, with the end of the trace, where something did not hold."""
+    """Raises SimulationFailed where something did not hold."""
     started = time.perf_counter()
     result: dict[str, float] = {}
 
@@ -122,6 +127,9 @@ def run_seed(seed: int, shape: Shape, *, verbose: bool = False) -> Outcome:
         sum(world.faults.values()),
         world.undecided,
         time.perf_counter() - started,
+        dict(world.faults),
+        dict(world.rare.fired),
+        world.happened,
     )
 
 
@@ -205,4 +213,5 @@ SCENARIOS = {
     "durable": durable,
     "durable-overwrite": lambda world: durable(world, overwrite=True),
     **namespace.SCENARIOS,
+    **kvcache.SCENARIOS,
 }

@@ -70,6 +70,7 @@ class ChunkEngine(ChunkReads):
     """The chunks of one target, in the folder `folder` of a disk. Opened by the constructor."""
 
     def __init__(self, disk: Disk, folder: str, space: SpaceBudget) -> None:
+        super().__init__()
         self._disk = disk
         self._folder = folder
         self._space = space

@@ -13,6 +13,7 @@ from .allocator import SlotAllocator
 from .disk import Disk, DiskFile
 from .engine import Engine, ReadData
 from .index import ChunkIndex
+from .page_sums import PAGE_SIZE, PageSums, cover, match
 from .records import Slot, StoredVersion
 
 _EMPTY = memoryview(b"")
@@ -36,38 +37,128 @@ class ChunkReads(Engine):
     _index: ChunkIndex
     _bad: set[ChunkId]
 
+    def __init__(self) -> None:
+        self._pages = PageSums()
+        self._scratch = memoryview(bytearray(BLOCK_SIZE))  # for what is read without waiting
+
     @abstractmethod
     def _class(self, shift: int) -> SizeClass: ...
 
     @abstractmethod
     def _unpin(self, slot: Slot) -> None: ...
 
-    async def read(self, chunk: ChunkId, offset: int, length: int) -> ReadData:
+    async def read_into(self, chunk: ChunkId, offset: int, into: memoryview) -> ReadData:
         while True:
+            found = self.read_now(chunk, offset, into)
+            if found is not None:
+                return found
             record = self._index.find(chunk)
             version = record.committed if record is not None else None
-            if version is None:
-                return ReadData(_EMPTY, (), 0, 0)
-            assert record is not None
-            if record.damaged:
-                raise self._damaged(chunk, -1)
-            edits = version.slot.edits if version.slot is not None else 0
-            found = await self._read_version(chunk, version, offset, length)
-            if version.slot is None or version.slot.edits == edits:
+            assert version is not None and version.slot is not None, "what has no bytes needs no waiting"
+            edits = version.slot.edits
+            found = await self._read_version(chunk, version, version.slot, offset, into)
+            if version.slot.edits == edits:
                 return found
             # A patch was applied under a read that had to wait for the disk.
 
-    async def _read_version(self, chunk: ChunkId, version: StoredVersion, offset: int, length: int) -> ReadData:
-        end = min(offset + length, version.length)
-        if end <= offset or version.slot is None:
+    def read_now(self, chunk: ChunkId, offset: int, into: memoryview) -> ReadData | None:
+        record = self._index.find(chunk)
+        version = record.committed if record is not None else None
+        if version is None:
+            return ReadData(_EMPTY, (), 0, 0)
+        assert record is not None
+        if record.damaged:
+            raise self._damaged(chunk, -1)
+        end = min(offset + len(into), version.length)
+        slot = version.slot
+        if end <= offset or slot is None:
             return ReadData(_EMPTY, (), version.length, version.number)
+        data = into[: end - offset]
+        file = self._class(slot.shift).file
+        first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
+        if offset % BLOCK_SIZE or (end % BLOCK_SIZE and end != version.length):
+            checksums = self._read_cut(chunk, version, slot, offset, data)
+            return ReadData(data, checksums, version.length, version.number) if checksums else None
+        if not file.read_now(slot.offset + offset, data):
+            return None
+        checksums = blocks.unpack(version.checksums[4 * first : 4 * last + 4])
+        return ReadData(data, checksums, version.length, version.number)
+
+    def _read_cut(
+        self, chunk: ChunkId, version: StoredVersion, slot: Slot, offset: int, data: memoryview
+    ) -> tuple[int, ...]:
+        """Read a range whose first or last block is wanted in part only; its checksums, none where it would have to wait."""
+        end = offset + len(data)
+        first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
+        if first == last:
+            value = self._read_part(chunk, version, slot, offset, data)
+            return () if value is None else (value,)
+        values = list(blocks.unpack(version.checksums[4 * first : 4 * last + 4]))
+        start, stop = 0, len(data)  # of the whole blocks in between
+        if offset % BLOCK_SIZE:
+            start = BLOCK_SIZE - offset % BLOCK_SIZE
+            value = self._read_part(chunk, version, slot, offset, data[:start])
+            if value is None:
+                return ()
+            values[0] = value
+        if end % BLOCK_SIZE and end != version.length:
+            stop = last * BLOCK_SIZE - offset
+            value = self._read_part(chunk, version, slot, last * BLOCK_SIZE, data[stop:])
+            if value is None:
+                return ()
+            values[-1] = value
+        if start < stop and not self._class(slot.shift).file.read_now(slot.offset + offset + start, data[start:stop]):
+            return ()
+        return tuple(values)
+
+    def _read_part(self, chunk: ChunkId, version: StoredVersion, slot: Slot, offset: int, data: memoryview) -> int | None:
+        """Read a part of one block; its checksum, None where it would have to wait."""
+        file = self._class(slot.shift).file
+        block, start = divmod(offset, BLOCK_SIZE)
+        stop = start + len(data)
+        expected = blocks.at(version.checksums, block)
+        at = slot.offset + block * BLOCK_SIZE
+        end = min(BLOCK_SIZE, version.length - block * BLOCK_SIZE)
+        sums = self._pages.find(at | slot.shift, expected)
+        if sums is not None:
+            low, high = cover(start, stop, end)
+            if low == start and high == stop:
+                if not file.read_now(at + start, data):
+                    return None
+                if len(data) <= PAGE_SIZE:
+                    return sums[start // PAGE_SIZE]  # verified by who reads it
+                pages = data
+            else:
+                pages = self._scratch[: high - low]
+                if not file.read_now(at + low, pages):
+                    return None
+                data[:] = pages[start - low : stop - low]
+            if match(sums, low, pages):
+                return crc32c(data)
+        whole = self._scratch[:end]
+        if not file.read_now(at, whole):
+            return None
+        if crc32c(whole) != expected:
+            raise self._damaged(chunk, block)
+        self._pages.learn(at | slot.shift, expected, whole)
+        data[:] = whole[start:stop]
+        return crc32c(data)
+
+    async def _read_version(
+        self, chunk: ChunkId, version: StoredVersion, slot: Slot, offset: int, into: memoryview
+    ) -> ReadData:
+        """Wait for the disk."""
+        end = min(offset + len(into), version.length)
         first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
         start, stop = first * BLOCK_SIZE, min((last + 1) * BLOCK_SIZE, version.length)
         checksums = blocks.unpack(version.checksums[4 * first : 4 * last + 4])
-        view = memoryview(bytearray(stop - start))
-        await self._read_slot(version.slot, start, view)
-        data = view[offset - start : end - start]
-        if start != offset or stop != end:
+        data = into[: end - offset]
+        if start == offset and stop == end:
+            await self._read_slot(slot, start, data)
+        else:
+            view = memoryview(bytearray(stop - start))
+            await self._read_slot(slot, start, view)
+            data[:] = view[offset - start : end - start]
             checksums = self._recut(chunk, view, data, checksums, offset - start, stop - end)
         return ReadData(data, checksums, version.length, version.number)
 

@@ -22,7 +22,7 @@ from fs3.ids import ChunkId, RequestTag
 from .replica import Chunk, ChunkVersion
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReadData:
     """Bytes of a chunk's committed version. data may be shorter than asked for; checksums: of its pieces."""
 
@@ -56,9 +56,19 @@ class Engine(ABC):
     def drop_pending(self, chunk: ChunkId) -> None:
         """Forget the pending version, if there is one."""
 
-    @abstractmethod
     async def read(self, chunk: ChunkId, offset: int, length: int) -> ReadData:
-        """A range of the committed version."""
+        """A range of the committed version, in a buffer of its own."""
+        state = self.get(chunk)
+        there = state.committed.length if state is not None and state.committed is not None else 0
+        return await self.read_into(chunk, offset, memoryview(bytearray(max(0, min(length, there - offset)))))
+
+    @abstractmethod
+    async def read_into(self, chunk: ChunkId, offset: int, into: memoryview) -> ReadData:
+        """A range of the committed version; its bytes are put at the start of `into`."""
+
+    @abstractmethod
+    def read_now(self, chunk: ChunkId, offset: int, into: memoryview) -> ReadData | None:
+        """As read_into, but None where it would have to wait for the disk; `into` holds anything then."""
 
     @abstractmethod
     async def read_whole(self, chunk: ChunkId, *, pending: bool) -> memoryview:

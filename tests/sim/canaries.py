@@ -91,17 +91,28 @@ def _replay_not_recognised() -> list[Plant]:
 
 def _read_of_pending() -> list[Plant]:
     engine = storage.chunk_engine.ChunkEngine
-    real = engine.read
+    real, real_now = engine.read_into, engine.read_now
 
-    async def read(self: Any, chunk: ChunkId, offset: int, length: int) -> ReadData:
+    def pending(self: Any, chunk: ChunkId) -> Any:
         record = self.get(chunk)
-        if record is None or record.pending is None or record.pending.removed:
-            return await real(self, chunk, offset, length)
-        version = record.pending
-        data = (await self.read_whole(chunk, pending=True))[offset : offset + length]
-        return ReadData(data, piece_checksums(data, offset), version.length, version.number)
+        return record.pending if record is not None and record.pending and not record.pending.removed else None
 
-    return [(storage.read, "readable", lambda chunk: True), (engine, "read", read)]
+    def read_now(self: Any, chunk: ChunkId, offset: int, into: memoryview) -> ReadData | None:
+        return real_now(self, chunk, offset, into) if pending(self, chunk) is None else None
+
+    async def read_into(self: Any, chunk: ChunkId, offset: int, into: memoryview) -> ReadData:
+        version = pending(self, chunk)
+        if version is None:
+            return await real(self, chunk, offset, into)
+        data = (await self.read_whole(chunk, pending=True))[offset : offset + len(into)]
+        into[: len(data)] = data
+        return ReadData(into[: len(data)], piece_checksums(data, offset), version.length, version.number)
+
+    return [
+        (storage.read, "readable", lambda chunk: True),
+        (engine, "read_now", read_now),
+        (engine, "read_into", read_into),
+    ]
 
 
 def _lease_not_checked() -> list[Plant]:

@@ -50,7 +50,7 @@ class ReadAhead:
 
     async def read(self, state: OpenInode, window: ReadWindow, offset: int, length: int) -> memoryview:
         """Bytes at `offset`, all of them before the end of the file. The result may share memory with a block."""
-        sequential = window.observe(offset, length)
+        sequential = window.observe(offset, length) and not self._client.env.rare("mount.readahead.off")
         size = min(state.chunk_size, BLOCK_MAX)
         first, last = offset // size, (offset + length - 1) // size
         if self._depth and sequential:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import trio
 
 from fs3.api.mgmtd import ClientInfo
-from fs3.errors import FS3Error
+from fs3.errors import Code, FS3Error
 from fs3.kv.base import Txn
 from fs3.kv.transact import transact
 
@@ -164,6 +164,8 @@ class Collector:
             for inode in done:
                 txn.clear(garbage_key(inode))
 
+        if self._ctx.env.rare("meta.gc.interrupted"):
+            raise FS3Error(Code.KV_UNAVAILABLE, "meta.gc.interrupted")
         if done:
             await transact(self._ctx.engine, forget, env=self._ctx.env, idempotent=True)
             for inode in done:

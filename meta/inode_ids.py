@@ -26,6 +26,8 @@ class InodeIds:
 
     async def take(self) -> int:
         """A fresh id."""
+        if self._env.rare("meta.inode-ids.dropped"):
+            self._next = self._end
         while self._next == self._end:
             async with self._lock:
                 if self._next == self._end:

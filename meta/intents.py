@@ -130,6 +130,8 @@ class Intents:
             await self._chunks.truncate(inode, layout.layout(), mine.length, mine.bound, version, deadline=deadline)
         else:
             length = await self._chunks.file_length(inode, layout.layout(), deadline=deadline)
+        if ctx.env.rare("meta.intent.interrupted"):
+            raise FS3Error(Code.KV_UNAVAILABLE, "meta.intent.interrupted")
         await transact(ctx.engine, lambda txn: self._finish(txn, inode, mine, length), env=ctx.env, idempotent=True)
         return True
 

@@ -201,6 +201,8 @@ class MgmtdService:
                 return reply
             try:
                 with trio.CancelScope(shield=True), trio.fail_after(COMMIT_MS_MAX / 1000):
+                    if self._env.rare("mgmtd.commit.late"):
+                        await trio.sleep(self._lease_ms / 1000)
                     await self._store.commit(change, self._epoch, cluster.head.revision)
             except (FS3Error, trio.TooSlowError) as error:
                 logger.warning("a change could not be committed, loading the stored state again: %s", error)
@@ -243,10 +245,18 @@ class MgmtdService:
     # -- requests
 
     async def _register(self, request: RegisterRequest, call: Call) -> RegisterReply:
-        return await self._change(lambda cluster, now: cluster.register(request, now))
+        reply = await self._change(lambda cluster, now: cluster.register(request, now))
+        self._lose_reply("mgmtd.register.reply-lost")
+        return reply
 
     async def _heartbeat(self, request: HeartbeatRequest, call: Call) -> HeartbeatReply:
-        return await self._change(lambda cluster, now: cluster.heartbeat(request, now))
+        reply = await self._change(lambda cluster, now: cluster.heartbeat(request, now))
+        self._lose_reply("mgmtd.heartbeat.reply-lost")
+        return reply
+
+    def _lose_reply(self, point: str) -> None:
+        if self._env.rare(point):
+            raise not_primary("")
 
     async def _unregister(self, request: UnregisterRequest, call: Call) -> Empty:
         return await self._change(lambda cluster, now: (cluster.unregister(request, now), Empty()))

@@ -104,6 +104,7 @@ async def _attempt(
     payload: list[Part] = []
     size = 0
     for item in todo:
+        item.whole |= node.env.rare("storage.forward.whole")
         update, data = await _message(target, role, successor, item)
         if updates and size + len(data) > PAYLOAD_SIZE_MAX:
             break
@@ -122,6 +123,8 @@ async def _attempt(
                 payload=payload,
                 relayed=True,
             )
+            if node.env.rare("storage.forward.reply-lost"):
+                raise FS3Error(Code.CONNECTION_LOST, "storage.forward.reply-lost")
         finally:
             target.forwards.discard(scope)
     if scope.cancelled_caught:

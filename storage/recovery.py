@@ -147,6 +147,8 @@ class _Resync:
         if self._left:
             return False
         await self._tell_done()
+        if self._node.env.rare("storage.resync.interrupted"):
+            raise FS3Error(Code.CONNECTION_LOST, "storage.resync.interrupted")
         done = SyncDoneRequest(self._role.chain, self._role.chain_version, self._successor.target)
         await self._node.rpc.call(self._successor.address, SYNC_DONE, done, deadline=self._deadline())
         logger.info(

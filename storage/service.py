@@ -125,7 +125,7 @@ class StorageService:
 
     async def _tidy(self, target: LocalTarget) -> None:
         while not target.failed:
-            await trio.sleep(_TIDY_INTERVAL_S)
+            await trio.sleep(0.01 if self._env.rare("storage.tidy.now") else _TIDY_INTERVAL_S)
             target.engine.forget(target.channels.drop_idle(self._env.monotonic() - CHANNEL_IDLE_S))
             try:
                 await target.engine.tidy()
@@ -168,7 +168,10 @@ class StorageService:
     async def _write(self, request: WriteRequest, call: Call) -> WriteReply:
         if len(request.updates) > WRITE_UPDATES_MAX:
             raise FS3Error(Code.INVALID, f"{len(request.updates)} updates in one request")
-        return await write(self.node, request, await call.payload(), call.deadline)
+        reply = await write(self.node, request, await call.payload(), call.deadline)
+        if self._env.rare("storage.write.reply-lost"):
+            raise FS3Error(Code.CONNECTION_LOST, "storage.write.reply-lost")
+        return reply
 
     async def _sync(self, request: SyncRequest, call: Call) -> SyncReply:
         role = self.node.map.for_read(request.chain, request.chain_version, request.target)
@@ -238,7 +241,8 @@ class StorageService:
 
     async def _dump(self, request: DumpRequest, call: Call) -> DumpReply:
         role = self.node.map.role(request.chain, request.chain_version, request.target)
-        chunks, more = self.node.target(role).engine.dump(request.after, None, max(1, min(request.limit, _DUMP_MAX)))
+        limit = 1 if self._env.rare("storage.dump.one") else max(1, min(request.limit, _DUMP_MAX))
+        chunks, more = self.node.target(role).engine.dump(request.after, None, limit)
         return DumpReply(tuple(chunks), more)
 
     async def _learn_done(self, request: LearnDoneRequest, call: Call) -> LearnDoneReply:

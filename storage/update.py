@@ -288,6 +288,8 @@ async def _put(node: StorageNode, target: LocalTarget, role: Role, item: _Item, 
     """Make the version; at the tail it is committed at once. Whether it is to be forwarded."""
     update = item.update
     last = role.successor is None
+    if len(item.data) and node.env.rare("storage.put.no-space"):
+        raise FS3Error(Code.NO_SPACE, "storage.put.no-space")
     chain_version = update.commit_chain_version or role.chain_version
     remember = last and update.tag.client != 0 and not item.stale
     made = await target.engine.put(update, decision.version, chain_version, item.data, commit=last, remember=remember)

@@ -86,6 +86,8 @@ class Lease:
         while True:
             with trio.move_on_after(max(0.0, self._sent_at + self._lease_s / 4 - self._env.monotonic())):
                 await self._poked.wait()
+            if self._env.rare("client.heartbeat.late"):
+                await trio.sleep(self._lease_s / 8)
             await self._heartbeat(self.expires_at)
 
     def poke(self) -> None:

@@ -54,8 +54,9 @@ class MetaClient:
             try:
                 if not address:
                     raise FS3Error(Code.NO_ROUTING, "no meta daemon is alive")
+                attempt_s = 0.001 if self._env.rare("client.meta.impatient") else ATTEMPT_S
                 return await self._rpc.call(
-                    address, method, request, deadline=min(deadline, self._env.monotonic() + ATTEMPT_S)
+                    address, method, request, deadline=min(deadline, self._env.monotonic() + attempt_s)
                 )
             except FS3Error as error:
                 action = action_for(error)

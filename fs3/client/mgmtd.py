@@ -127,6 +127,8 @@ class MgmtdClient:
         request = GetRoutingRequest(self._routing.version, wait_ms)
         try:
             reply = await self._rpc.call(address, GET_ROUTING, request, deadline=deadline)
+            if self._env.rare("client.routing.late"):
+                await trio.sleep(0.3)
             if reply.routing is not None:
                 self._take(reply.routing.to_info())
         except FS3Error as error:

@@ -51,7 +51,10 @@ async def transact(
         txn = engine.transaction()
         try:
             result = await body(txn)
+            _fail(env, "kv.too-old", Code.TRANSACTION_TOO_OLD)
+            _fail(env, "kv.conflict", Code.CONFLICT)
             await txn.commit()
+            _fail(env, "kv.commit-unknown", Code.COMMIT_UNKNOWN)
             return result
         except FS3Error as error:
             if not _may_retry(error, idempotent) or attempt >= attempts_max:
@@ -62,6 +65,11 @@ async def transact(
         await trio.sleep(pause_s)
         backoff_ms = min(2 * backoff_ms, _BACKOFF_MS_MAX)
         attempt += 1
+
+
+def _fail(env: Env, point: str, code: Code) -> None:
+    if env.rare(point):
+        raise FS3Error(code, point)
 
 
 def _may_retry(error: FS3Error, idempotent: bool) -> bool:

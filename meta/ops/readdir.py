@@ -25,7 +25,7 @@ async def readdir(ctx: Context, txn: Txn, request: ReaddirRequest) -> ReaddirRep
     acl.require(directory, request.caller, acl.READ)
     if request.limit < 1:
         raise FS3Error(Code.INVALID, f"a limit of {request.limit} entries")
-    limit = min(request.limit, ENTRIES_MAX)
+    limit = 1 if ctx.env.rare("meta.readdir.one") else min(request.limit, ENTRIES_MAX)
     begin, end = span(entry_key(directory.id, b""))
     if request.after:
         begin = entry_key(directory.id, request.after) + b"\0"

@@ -15,6 +15,7 @@ from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId, RequestTag
 from fs3.routing import LocalState, PublicState, RoutingInfo
 from fs3.transport.base import Part
+from fs3.transport.buffers import BufferPool
 
 from .channels import Channels
 from .engine import Engine
@@ -190,6 +191,7 @@ class StorageNode:
         self.targets = {target.id: target for target in targets}
         self.map = TargetMap(-1, {})
         self.tags = TagSource(env.client_id())
+        self.buffers = BufferPool()  # for what is read
         self.resync_rate_bytes = 0  # a second at most, that each target sends to fill its successor; 0: no limit
         self.on_change: Callable[[], None] = lambda: None  # a target's state changed: mgmtd should know
         self.may_serve: Callable[[], bool] = lambda: True  # whether our lease holds; asked before each request is served

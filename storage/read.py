@@ -1,54 +1,155 @@
-"""The read path: ranges of committed chunks, with checksums, in one reply."""
+"""The read path: ranges of committed chunks, with checksums, in one reply.
+
+What needs no waiting for the disk is read at once, one range after the other; all others then wait together. The bytes of a
+request lie in as few buffers as can be, which are used again once the reply has left.
+"""
 
 from __future__ import annotations
+
+import trio
 
 from fs3.api.storage import READ_RANGES_MAX, ReadRange, ReadReply, ReadRequest, ReadResult
 from fs3.errors import Code, FS3Error
 from fs3.rpc.server import Call
 from fs3.transport.base import Part
+from fs3.transport.buffers import POOLED_SIZE_MAX
 from fs3.wire.frame import PAYLOAD_SIZE_MAX
 
-from .local import DAMAGE, StorageNode
+from .engine import ReadData
+from .local import DAMAGE, LocalTarget, StorageNode
 from .replica import readable
 
+WAITING_MAX = 16
+"""Ranges of one request that wait for disks at once."""
+
 _ABSENT = ReadResult(0, 0, 0, 0, ())
+_EMPTY = memoryview(b"")
 
 
 async def read(node: StorageNode, request: ReadRequest, call: Call) -> ReadReply:
     """Answer all ranges. Raises INVALID on a request that is too large or makes no sense."""
-    ranges = request.ranges
-    if len(ranges) > READ_RANGES_MAX or sum([item.length for item in ranges]) > PAYLOAD_SIZE_MAX:
-        raise FS3Error(Code.INVALID, f"{len(ranges)} ranges, or too many bytes, in one request")
-    parts: list[Part] = []
-    results = [await _read_range(node, item, parts) for item in ranges]
+    reader = _Reader(node, request.ranges)
+    reader.read_now()
+    if reader.waiting:
+        await reader.wait()
+    parts = reader.parts()
     if parts:
         call.reply_payload(parts)
-    return ReadReply(tuple(results))
+    return ReadReply(tuple(reader.results))
 
 
-async def _read_range(node: StorageNode, item: ReadRange, parts: list[Part]) -> ReadResult:
-    try:
-        if item.offset < 0 or item.length < 0:
-            raise FS3Error(Code.INVALID, f"{item.length} bytes at {item.offset}")
-        role = node.map.for_read(item.chain, item.chain_version, item.target)
-        target = node.target(role)
-        chunk = target.engine.get(item.chunk)
-        if chunk is None:
-            return _ABSENT
-        if not readable(chunk):
-            raise FS3Error(Code.CHUNK_PENDING, "an update of this chunk is being committed")
-        try:
-            found = await target.engine.read(item.chunk, item.offset, item.length)
-        except FS3Error as error:
-            if error.code is Code.DISK_FAILED:
-                node.disk_failed(target, error)
-            elif error.code in DAMAGE:
-                raise node.unreadable(target, item.chunk, error) from None
-            raise
-    except FS3Error as error:
-        return ReadResult(int(error.code), 0, 0, 0, (), error.message)
-    if len(found.data):
-        parts.append(found.data)
-        node.env.metrics.count("storage.read_bytes", len(found.data))
-    node.env.metrics.count("storage.reads")
-    return ReadResult(0, len(found.data), found.chunk_length, found.version, found.checksums)
+class _Reader:
+    """The ranges of one request on their way."""
+
+    __slots__ = ("_buffer", "_data", "_filled", "_full", "_left", "_node", "_ranges", "_used", "results", "waiting")
+
+    def __init__(self, node: StorageNode, ranges: tuple[ReadRange, ...]) -> None:
+        size = 0
+        for item in ranges:
+            if item.offset < 0 or item.length < 0:
+                raise FS3Error(Code.INVALID, f"{item.length} bytes at {item.offset}")
+            size += item.length
+        if len(ranges) > READ_RANGES_MAX or size > PAYLOAD_SIZE_MAX:
+            raise FS3Error(Code.INVALID, f"{len(ranges)} ranges, or too many bytes, in one request")
+        self._node = node
+        self._ranges = ranges
+        self._left = size  # bytes that have no room yet
+        self._filled: list[memoryview] = []
+        self._buffer = _EMPTY
+        self._used = 0
+        self._data = [_EMPTY] * len(ranges)
+        self._full = True  # all ranges have all their bytes
+        self.results = [_ABSENT] * len(ranges)
+        self.waiting: list[tuple[int, LocalTarget, memoryview]] = []
+
+    def _room(self, length: int) -> memoryview:
+        """Room for one range, behind the one before where the buffer suffices."""
+        start = self._used
+        if start + length > len(self._buffer):
+            self._filled.append(self._buffer[:start])
+            self._buffer, start = self._node.buffers.take(max(length, min(self._left, POOLED_SIZE_MAX))), 0
+        self._left -= length
+        self._used = start + length
+        return self._buffer[start : self._used]
+
+    def read_now(self) -> None:
+        """Read what needs no waiting."""
+        node = self._node
+        known: dict[int, tuple[int, int, LocalTarget]] = {}  # by target, those of this request
+        size = 0
+        for position, item in enumerate(self._ranges):
+            into = self._room(item.length)
+            chunk, chain, version = item.chunk, item.chain, item.chain_version
+            try:
+                entry = known.get(item.target)
+                if entry is not None and entry[0] == chain and entry[1] == version:
+                    target = entry[2]
+                else:
+                    target = node.target(node.map.for_read(chain, version, item.target))
+                    known[item.target] = chain, version, target
+                engine = target.engine
+                state = engine.get(chunk)
+                if state is None:
+                    self._full = self._full and not item.length
+                    continue
+                if not readable(state):
+                    raise FS3Error(Code.CHUNK_PENDING, "an update of this chunk is being committed")
+                try:
+                    found = engine.read_now(chunk, item.offset, into)
+                except FS3Error as error:
+                    raise self._failed(target, item, error) from None
+            except FS3Error as error:
+                self._refuse(position, error)
+                continue
+            if found is None:
+                self.waiting.append((position, target, into))
+            else:
+                self._take(position, found)
+                size += len(found.data)
+        metrics = node.env.metrics
+        metrics.count("storage.reads", len(self._ranges))
+        metrics.count("storage.read_bytes", size)
+
+    async def wait(self) -> None:
+        """Read the others, several at once."""
+        if len(self.waiting) == 1:
+            await self._work()
+            return
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(len(self.waiting), WAITING_MAX)):
+                nursery.start_soon(self._work)
+
+    async def _work(self) -> None:
+        while self.waiting:
+            position, target, into = self.waiting.pop()
+            item = self._ranges[position]
+            try:
+                found = await target.engine.read_into(item.chunk, item.offset, into)
+            except FS3Error as error:
+                self._refuse(position, self._failed(target, item, error))
+                continue
+            self._take(position, found)
+            self._node.env.metrics.count("storage.read_bytes", len(found.data))
+
+    def _take(self, position: int, found: ReadData) -> None:
+        data = found.data
+        self._data[position] = data
+        if len(data) != self._ranges[position].length:
+            self._full = False
+        self.results[position] = ReadResult(0, len(data), found.chunk_length, found.version, found.checksums)
+
+    def _refuse(self, position: int, error: FS3Error) -> None:
+        self._full = False
+        self.results[position] = ReadResult(int(error.code), 0, 0, 0, (), error.message)
+
+    def _failed(self, target: LocalTarget, item: ReadRange, error: FS3Error) -> FS3Error:
+        """Take note of what the engine raised; what to tell the client."""
+        if error.code is Code.DISK_FAILED:
+            self._node.disk_failed(target, error)
+        elif error.code in DAMAGE:
+            return self._node.unreadable(target, item.chunk, error)
+        return error
+
+    def parts(self) -> list[Part]:
+        """The reply's payload: whole buffers where all ranges are full."""
+        return [part for part in ([*self._filled, self._buffer[: self._used]] if self._full else self._data) if len(part)]

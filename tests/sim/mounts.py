@@ -16,6 +16,7 @@ from fuse.fs import FileSystem, FsOptions
 from tests.sim.cells import SMALL, fill, parse
 from tests.sim.cluster import Process, SimEnv, SimulationError, World
 from tests.sim.linear import Model
+from tests.sim.listing import list_at_once
 from tests.sim.load import Load
 
 ROOT = Caller(0, 0, (0,))
@@ -101,9 +102,7 @@ class MountLoad(Load):
             await self._run(number, ("list", path[0]), self.listing(fs, here))
 
     async def listing(self, fs: FileSystem, folder: int) -> tuple[tuple[bytes, int], ...]:
-        handle = await fs.opendir(ROOT, folder)
-        entries = await fs.readdir(handle, 0)
-        await fs.releasedir(handle)
+        entries = await list_at_once(fs, ROOT, folder)
         return tuple(sorted([(name, attr.rdev) for name, attr, _ in entries if name not in (b".", b"..")]))
 
     async def _run(self, number: int, request: tuple[Any, ...], act: Awaitable[Any]) -> None:

@@ -8,7 +8,6 @@ event to prove it.
 from __future__ import annotations
 
 import contextvars
-import gc
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterator
@@ -26,7 +25,7 @@ from fs3.errors import FS3Error
 from fs3.kv.memory import MemoryEngine
 from fs3.routing import ChainTarget, PublicState, RoutingInfo
 from fs3.rpc.client import RpcClient
-from tests.sim.clock import SimClock, cheap_sleeps
+from tests.sim.clock import SimClock, cheap_sleeps, deterministic
 from tests.sim.disk import Platter
 from tests.sim.env import HostClock, SimEnv
 from tests.sim.failure import Failure, SimulationError, SimulationFailed
@@ -34,9 +33,10 @@ from tests.sim.guard import guarded
 from tests.sim.net import Network, SimTransport
 from tests.sim.plan import Plan, draw
 from tests.sim.rare import POINTS, Rare
+from tests.sim.stop import Stopper
 from tests.sim.store import KVPort
 from tests.sim.trace import Trace
-
+from tests.sim.witness import Witness, witnessed
 
 process_name: contextvars.ContextVar[str] = contextvars.ContextVar("process", default="-")
 
@@ -142,6 +142,10 @@ class Process:
 
         return started
 
+    @property
+    def stopped(self) -> bool:
+        return self.world.stopper.stopped(f"{self.name}.{self.lives}")
+
     def crash(self, *, power: bool = False) -> None:
         """kill -9, or power loss of its host: its ports first, so that whatever it still does counts for nothing."""
         if not self.alive:
@@ -153,6 +157,16 @@ class Process:
         if self.transport is not None:
             self.transport.unplug(silently=power)
         self._scope.cancel()
+        self.resume()
+
+    def stop(self) -> None:
+        """SIGSTOP."""
+        self.world.trace.note(f"{self.name} is stopped")
+        self.world.stopper.stop(f"{self.name}.{self.lives}")
+
+    def resume(self) -> None:
+        """SIGCONT; also for one that was killed since, so that its tasks can end."""
+        self.world.stopper.resume(f"{self.name}.{self.lives}")
 
 
 def _first(group: BaseExceptionGroup[FS3Error]) -> BaseException:
@@ -183,6 +197,8 @@ class World:
         self.nursery = nursery
         self.trace = trace
         self.over = False
+        self.witness = Witness(self.fail)
+        self.stopper = Stopper(lambda task: task.context.get(process_name, ""))
         self.error: Exception | None = None
         self.kv_slow_s: dict[str, float] = {}  # process -> how long the store takes to answer it, at most
         self._chains: dict[tuple[str, int, int], tuple[ChainTarget, ...]] = {}
@@ -207,6 +223,14 @@ class World:
         """End this world because of an error that no task can raise."""
         self.error = self.error or error
         self.nursery.cancel_scope.cancel()
+
+    def lost_power(self, name: str) -> None:
+        """A storage host that was crashed loses what its disk had not made durable."""
+        platter = self.platters[name]
+        platter.lose_power()
+        self.witness.rules.forget(platter.name)
+        if not any(process.alive for process in self.of_kind("storage")):
+            self.witness.rules.answers.clear()  # nobody is left who knows
 
     def add(self, name: str, body: Body) -> Process:
         process = self.processes[name] = Process(self, name, body)
@@ -352,25 +376,6 @@ def _watched(world: World) -> Iterator[None]:
         MgmtdClient._take = real  # type: ignore[method-assign]
 
 
-@contextmanager
-def _deterministic(seed: int) -> Iterator[None]:
-    """Seeded scheduling, and no garbage collection whose moment depends on the process's past."""
-    runner = trio._core._run
-    before = runner._ALLOW_DETERMINISTIC_SCHEDULING
-    collecting = gc.isenabled()
-    runner._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
-    state = runner._r.getstate()
-    runner._r.seed(seed)
-    gc.disable()
-    try:
-        yield
-    finally:
-        runner._ALLOW_DETERMINISTIC_SCHEDULING = before  # type: ignore[misc]
-        runner._r.setstate(state)
-        if collecting:
-            gc.enable()
-
-
 def simulate(seed: int, shape: Shape, main: Callable[[World], Awaitable[None]], *, verbose: bool = False) -> World:
     """Run one world to its end. Raises SimulationFailed for whatever goes wrong. verbose: keep all messages in words."""
     worlds: list[World] = []
@@ -387,8 +392,9 @@ def simulate(seed: int, shape: Shape, main: Callable[[World], Awaitable[None]], 
             root.setLevel(logging.INFO)
             root.propagate = False
             try:
-                with _watched(world):
+                with _watched(world), witnessed(world.witness):
                     await main(world)
+                world.witness.rules.check_answers()
                 world.trace.note("done")
             finally:
                 world.over = True
@@ -399,18 +405,22 @@ def simulate(seed: int, shape: Shape, main: Callable[[World], Awaitable[None]], 
             if log.tracebacks:  # also of tasks that were cancelled at the end
                 raise SimulationError(log.tracebacks[0])
 
+    async def ended() -> None:
+        try:
+            await run()
+        finally:
+            clock.failed = None  # trio itself waits for its own wake-up, which comes through a real socket
+
     clock = SimClock()
     try:
-        with _deterministic(seed), guarded(), cheap_sleeps(clock):
-            trio.run(run, clock=clock)
+        with deterministic(seed), guarded(), cheap_sleeps(clock):
+            trio.run(ended, clock=clock)
         if worlds[0].error is not None:
             raise worlds[0].error
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or not worlds:
             raise
         raise SimulationFailed(_failure(worlds[0], error)) from error
-    finally:
-        gc.collect()
     return worlds[0]
 
 

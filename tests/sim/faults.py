@@ -110,9 +110,7 @@ class Faults:
             return
         process.crash(power=power)
         if power:
-            platter = self.world.platters.get(process.name)
-            if platter is not None:
-                platter.lose_power()
+            self.world.lost_power(process.name)
 
         def restart() -> None:
             if not process.alive and process.supervised:

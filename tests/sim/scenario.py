@@ -162,7 +162,7 @@ async def durable(world: World, overwrite: bool = False) -> None:
         process.supervised = False
     for process in world.of_kind("storage"):
         process.crash(power=True)
-        world.platters[process.name].lose_power()
+        world.lost_power(process.name)
     world.faults["power_all"] = 1
     await trio.sleep(0.5)
     faults.heal()

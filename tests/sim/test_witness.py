@@ -80,6 +80,15 @@ def test_answers_that_go_back_fail() -> None:
         answers((0, 1, 5), (2, 3, 0)).check_answers()
 
 
+def test_answers_may_go_back_over_the_removal_of_a_file() -> None:
+    rules = answers((0, 1, 5), (4, 5, 1))
+    rules.removals[2, CHUNK.inode] = rules.removals[1, CHUNK.inode + 1] = [Answer(2, 3, 0, True, "removal")]
+    with pytest.raises(BrokenRuleError):
+        rules.check_answers()
+    rules.removals[1, CHUNK.inode] = [Answer(2, 3, 0, True, "removal")]
+    rules.check_answers()
+
+
 def test_answers_may_go_back_over_a_removal() -> None:
     answers((0, 1, 5), (2, 3, 6, True), (4, 5, 1)).check_answers()
     answers((0, 1, 5), (2, math.inf, 0, True), (4, 5, 1)).check_answers()

@@ -18,8 +18,8 @@ from typing import Any
 
 import trio
 
-from fs3.api.storage import READ, WRITE, UpdateKind
-from fs3.ids import ChunkId
+from fs3.api.storage import READ, REMOVE_FILE, WRITE, UpdateKind
+from fs3.ids import ChunkId, RequestTag
 from fs3.rpc.client import RpcClient
 from storage.chunk_engine import ChunkEngine
 
@@ -49,6 +49,7 @@ class Rules:
         self.heads: dict[tuple[int, int], str] = {}  # (chain, its version) -> the target that numbered updates
         self.committed: dict[str, dict[ChunkId, Order]] = {}  # target -> what it holds
         self.answers: dict[tuple[int, ChunkId], list[Answer]] = {}
+        self.removals: dict[tuple[int, int], list[Answer]] = {}  # (chain, inode) -> removals of its chunks
 
     def numbered(self, chain: int, chain_version: int, target: str) -> None:
         """A target took an update from a client."""
@@ -87,7 +88,7 @@ class Rules:
     def check_answers(self) -> None:
         """Versions that were told in requests one after the other do not go back, unless the chunk may have been removed."""
         for (chain, chunk), answers in self.answers.items():
-            removals = [answer for answer in answers if answer.removes]
+            removals = [answer for answer in answers if answer.removes] + self.removals.get((chain, chunk.inode), [])
             highest: Answer | None = None
             begun = sorted((answer for answer in answers if answer.returned < math.inf), key=lambda answer: answer.called)
             ended = sorted(begun, key=lambda answer: answer.returned)
@@ -115,6 +116,7 @@ class Witness:
     def __init__(self, fail: Callable[[Exception], None]) -> None:
         self.rules = Rules()
         self._fail = fail
+        self._called: dict[RequestTag, float] = {}  # when a request was sent for the first time
         self._engines: dict[ChunkEngine, tuple[Any, str]] = {}  # -> its disk, the target's name
 
     def opens(self, engine: ChunkEngine, disk: Any, folder: str) -> None:
@@ -145,19 +147,27 @@ class Witness:
             self._fail(error)
 
     def asks(self, method: Any, request: Any) -> list[Answer]:
-        """A client asks: one answer to come for each chunk."""
+        """A client asks: one answer to come for each chunk, or for the whole removal."""
         now, answers = trio.current_time(), []
+        if method is REMOVE_FILE:
+            removal = Answer(now, math.inf, 0, True, f"{method.name} of target {request.target}")
+            self.rules.removals.setdefault((request.chain, request.inode), []).append(removal)
+            return [removal]
         items = request.updates if method is WRITE else request.ranges
         for item in items:
             removes = method is WRITE and item.kind is UpdateKind.REMOVE
-            answer = Answer(now, math.inf, 0, removes, f"{method.name} of target {item.target}")
+            called = self._called.setdefault(item.tag, now) if method is WRITE else now  # the answer may be that of a retry
+            answer = Answer(called, math.inf, 0, removes, f"{method.name} of target {item.target}")
             answers.append(answer)
             self.rules.answers.setdefault((item.chain, item.chunk), []).append(answer)
         return answers
 
-    def answered(self, answers: list[Answer], results: Any) -> None:
+    def answered(self, answers: list[Answer], method: Any, reply: Any) -> None:
         now = trio.current_time()
-        for answer, result in zip(answers, results, strict=True):
+        if method is REMOVE_FILE:
+            answers[0].returned = now
+            return
+        for answer, result in zip(answers, reply.results, strict=True):
             if not result.code:
                 answer.returned, answer.version = now, result.version
 
@@ -190,11 +200,11 @@ def witnessed(witness: Witness) -> Iterator[None]:
         return made
 
     async def watched_call(self: RpcClient, address: str, method: Any, request: Any, **named: Any) -> Any:
-        if method is not READ and not (method is WRITE and request.from_client):
+        if method is not READ and method is not REMOVE_FILE and not (method is WRITE and request.from_client):
             return await call(self, address, method, request, **named)
         answers = witness.asks(method, request)
         reply = await call(self, address, method, request, **named)
-        witness.answered(answers, reply[0].results)
+        witness.answered(answers, method, reply[0])
         return reply
 
     patches: list[tuple[Any, str, Any, Any]] = [

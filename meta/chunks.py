@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
-import trio
-
+from fs3.client.each import each
 from fs3.client.storage import StorageClient
 from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId, RequestTag
@@ -66,7 +65,7 @@ class RoutedChunks:
         async def one(chain: int) -> None:
             await self._storage.remove_file(chain, inode, 0, deadline=deadline)
 
-        await _each(chains_of(layout, self._table(layout), 0, bound), one)
+        await each(chains_of(layout, self._table(layout), 0, bound), one, CHAINS_AT_ONCE)
 
     async def truncate(
         self, inode: int, layout: FileLayout, length: int, bound: int, version: int, *, deadline: float
@@ -78,7 +77,7 @@ class RoutedChunks:
         async def one(chain: int) -> None:
             await self._storage.remove_file(chain, inode, first, deadline=deadline, tag=_tag(inode, version, 1))
 
-        await _each(chains_of(layout, table, first, bound), one)
+        await each(chains_of(layout, table, first, bound), one, CHAINS_AT_ONCE)
         if rest:
             chains = file_chains(layout, table)
             chain = chains[index % len(chains)]
@@ -96,32 +95,10 @@ class RoutedChunks:
             if found.last_index >= 0:
                 longest = max(longest, found.last_index * layout.chunk_size + found.last_length)
 
-        await _each(file_chains(layout, self._table(layout)), one)
+        await each(file_chains(layout, self._table(layout)), one, CHAINS_AT_ONCE)
         return longest
 
 
 def _tag(inode: int, version: int, step: int) -> RequestTag:
     """Names a step of a truncation for all daemons that may do it. Ids of clients are odd, so that this is nobody's."""
     return RequestTag(2 * inode, version, step)
-
-
-async def _each(chains: Iterable[int], one: Callable[[int], Awaitable[None]]) -> None:
-    """Run one(chain) for all chains, some at a time. Raises the first error."""
-    todo = list(chains)
-    if len(todo) == 1:
-        await one(todo[0])
-        return
-    failed: list[FS3Error] = []
-
-    async def worker() -> None:
-        while todo and not failed:
-            try:
-                await one(todo.pop())
-            except FS3Error as error:
-                failed.append(error)
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(min(CHAINS_AT_ONCE, len(todo))):
-            nursery.start_soon(worker)
-    if failed:
-        raise failed[0]

@@ -65,8 +65,9 @@ from ..checksum import Buffer
 from ..env import Env
 from ..errors import Code, FS3Error
 from ..ids import ChunkId, RequestTag
-from ..layout import FILE_LENGTH_MAX, split
+from ..layout import FILE_LENGTH_MAX, Extent, split
 from ..routing import Table
+from .each import each
 from .inode import OpenInode
 from .meta import MetaClient
 from .releases import Releases
@@ -370,24 +371,30 @@ class FileClient:
         return count
 
     async def read_chunks(self, state: OpenInode, offset: int, into: memoryview) -> None:
-        """Fill `into` from the chunks, zeros where there are none; the length of the file does not matter."""
+        """Fill `into` from the chunks, zeros where there are none; the length of the file does not matter.
+
+        Raises STALE_HANDLE where there are none because the file was removed: by another client than the one that has it
+        open for reading, or after this one's sessions were ended.
+        """
         deadline = self.env.monotonic() + IO_S
         size = state.chunk_size
         index, within = divmod(offset, size)
         if within + len(into) <= size:
             chain = state.chains[index % len(state.chains)]
-            await self._storage.read([ChunkRead(chain, ChunkId(state.id, index), within, into)], deadline=deadline)
-            return
-        reads = [
-            ChunkRead(
-                extent.chain,
-                ChunkId(state.id, extent.index),
-                extent.offset,
-                into[extent.file_offset - offset : extent.file_offset - offset + extent.length],
-            )
-            for extent in split(state.layout, state.chains, offset, len(into))
-        ]
-        await self._storage.read(reads, deadline=deadline)
+            reads = [ChunkRead(chain, ChunkId(state.id, index), within, into)]
+        else:
+            reads = [
+                ChunkRead(
+                    extent.chain,
+                    ChunkId(state.id, extent.index),
+                    extent.offset,
+                    into[extent.file_offset - offset : extent.file_offset - offset + extent.length],
+                )
+                for extent in split(state.layout, state.chains, offset, len(into))
+            ]
+        lengths = await self._storage.read(reads, deadline=deadline)
+        if sum(lengths) < len(into):
+            await self._meta.call(GETATTR, GetattrRequest(state.id))  # a hole, if the file is still there
 
     async def _readable(self, state: OpenInode, offset: int, length: int) -> int:
         """How many bytes there are from `offset` on; asks meta when the file seems to end before that."""
@@ -412,35 +419,28 @@ class FileClient:
         deadline = self.env.monotonic() + IO_S
         size = state.chunk_size
         index, within = divmod(offset, size)
-        if within + length <= size:
-            chain = state.chains[index % len(state.chains)]
-            await self._storage.write(chain, ChunkId(state.id, index), within, data, size, deadline=deadline)
-        else:
-            await self._write_pieces(state, offset, memoryview(data), deadline)
+        try:
+            if within + length <= size:
+                chain = state.chains[index % len(state.chains)]
+                await self._storage.write(chain, ChunkId(state.id, index), within, data, size, deadline=deadline)
+            else:
+                await self._write_pieces(state, offset, memoryview(data), deadline)
+        except BaseException:
+            state.wrote_in_part()
+            raise
         state.wrote(offset, length, self.env.wall_ns())
         return length
 
     async def _write_pieces(self, state: OpenInode, offset: int, data: memoryview, deadline: float) -> None:
         """Write a range that spans chunks, several of them at once. Raises the first error."""
-        extents = list(split(state.layout, state.chains, offset, len(data)))
-        errors: list[FS3Error] = []
 
-        async def work() -> None:
-            while extents and not errors:
-                extent = extents.pop(0)
-                start = extent.file_offset - offset
-                piece = data[start : start + extent.length]
-                chunk = ChunkId(state.id, extent.index)
-                try:
-                    await self._storage.write(extent.chain, chunk, extent.offset, piece, state.chunk_size, deadline=deadline)
-                except FS3Error as error:
-                    errors.append(error)
+        async def write(extent: Extent) -> None:
+            start = extent.file_offset - offset
+            piece = data[start : start + extent.length]
+            chunk = ChunkId(state.id, extent.index)
+            await self._storage.write(extent.chain, chunk, extent.offset, piece, state.chunk_size, deadline=deadline)
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(min(len(extents), PIECES_IN_FLIGHT_MAX)):
-                nursery.start_soon(work)
-        if errors:
-            raise errors[0]
+        await each(split(state.layout, state.chains, offset, len(data)), write, PIECES_IN_FLIGHT_MAX)
 
     async def _reserve(self, handle: FileHandle, length: int) -> int:
         """Have meta move the file's end, for one append."""
@@ -479,33 +479,12 @@ class FileClient:
         await self._meta.change(REPORT, lambda tag: ReportRequest(tag, self.node, inode, 0, -1, 0, wrote=False, sync=True))
 
     async def _sync_chunks(self, state: OpenInode, indices: Sequence[int]) -> None:
-        by_chain: dict[int, list[ChunkId]] = {}
-        for index in indices:
-            by_chain.setdefault(state.chains[index % len(state.chains)], []).append(ChunkId(state.id, index))
-        batches = [
-            (chain, chunks[at : at + SYNC_CHUNKS_MAX])
-            for chain, chunks in by_chain.items()
-            for at in range(0, len(chunks), SYNC_CHUNKS_MAX)
-        ]
         deadline = self.env.monotonic() + SYNC_S
-        if len(batches) == 1:
-            await self._storage.sync(batches[0][0], batches[0][1], deadline=deadline)
-            return
-        errors: list[FS3Error] = []
 
-        async def work() -> None:
-            while batches and not errors:
-                chain, chunks = batches.pop()
-                try:
-                    await self._storage.sync(chain, chunks, deadline=deadline)
-                except FS3Error as error:
-                    errors.append(error)
+        async def sync(batch: tuple[int, list[ChunkId]]) -> None:
+            await self._storage.sync(*batch, deadline=deadline)
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(min(len(batches), PIECES_IN_FLIGHT_MAX)):
-                nursery.start_soon(work)
-        if errors:
-            raise errors[0]
+        await each(state.by_chain(indices, SYNC_CHUNKS_MAX), sync, PIECES_IN_FLIGHT_MAX)
 
     # Reports and sessions
 
@@ -539,9 +518,7 @@ class FileClient:
         session = state.sessions[0] if state.sessions else 0
         reply = await self._meta.change(
             REPORT,
-            lambda tag: ReportRequest(
-                tag, self.node, state.id, session, state.end, state.end_version, changes != state.reported, sync
-            ),
+            lambda tag: ReportRequest(tag, self.node, state.id, session, *state.report, changes != state.reported, sync),
         )
         return state.was_reported(changes, reply.attr)
 
@@ -551,9 +528,7 @@ class FileClient:
         try:
             reply = await self._meta.change(
                 CLOSE,
-                lambda tag: CloseRequest(
-                    tag, self.node, state.id, session, state.end if wrote else -1, state.end_version, wrote
-                ),
+                lambda tag: CloseRequest(tag, self.node, state.id, session, *(state.report if wrote else (-1, 0)), wrote),
             )
             state.was_reported(changes, reply.attr)
         finally:

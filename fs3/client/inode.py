@@ -6,13 +6,19 @@ brings meta up to date. Replies of meta may overtake each other; versions tell w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ..api.meta import Attr
+from ..ids import ChunkId
 from ..layout import FileLayout, file_chains
 
 UNSYNCED_MAX = 16_384
 """Chunks remembered one by one as not known to be on stable storage; beyond that all of the file's are taken for it."""
+
+
+NO_VERSION = -1
+"""A truncate_version that no file has."""
 
 
 class OpenInode:
@@ -29,6 +35,7 @@ class OpenInode:
         "chunk_size",
         "end",
         "end_version",
+        "failed",
         "handles",
         "hold",
         "id",
@@ -60,6 +67,7 @@ class OpenInode:
         self.end_version = attr.truncate_version
         self.changes = 0
         self.reported = 0
+        self.failed = 0  # the last of the changes that was a write that failed
         self.mtime_ns = 0  # of the last own write
         self.unsynced: set[int] = set()
         self.unsynced_all = not fresh
@@ -84,6 +92,15 @@ class OpenInode:
         assert layout is not None
         return layout
 
+    def by_chain(self, indices: Iterable[int], count_max: int) -> list[tuple[int, list[ChunkId]]]:
+        """Chunks of the file by their chains, at most so many together."""
+        chunks: dict[int, list[ChunkId]] = {}
+        for index in indices:
+            chunks.setdefault(self.chains[index % len(self.chains)], []).append(ChunkId(self.id, index))
+        return [
+            (chain, all_[at : at + count_max]) for chain, all_ in chunks.items() for at in range(0, len(all_), count_max)
+        ]
+
     def wrote(self, offset: int, length: int, now_ns: int) -> None:
         """A write of this client succeeded."""
         end = offset + length
@@ -107,6 +124,20 @@ class OpenInode:
         if len(unsynced) > UNSYNCED_MAX:
             self.unsynced_all = True
             unsynced.clear()
+
+    def wrote_in_part(self) -> None:
+        """A write failed, or was given up: any part of it may be on the chains, and only they know."""
+        self.changes += 1
+        self.failed = self.changes
+        self.unsynced_all = True
+
+    @property
+    def report(self) -> tuple[int, int]:
+        """What to tell meta: how far this client wrote, and at which version of the length. After a write that failed it is
+        a version that there is not, on which meta asks the chains."""
+        if self.failed > self.reported:
+            return max(self.end, 0), NO_VERSION
+        return self.end, self.end_version
 
     def learn(self, attr: Attr) -> Attr:
         """Take in attributes that meta sent; returns them as this client's programs should see them."""

@@ -122,6 +122,21 @@ async def test_a_file_unlinked_while_open_for_reading_stays_readable(client: Fil
     assert caught.value.code is Code.STALE_HANDLE
 
 
+async def test_a_file_removed_by_another_client_is_read_whole_or_not_at_all(live: Live, client: FileClient) -> None:
+    file = await create(client)
+    await client.write(file, 0, b"still here")
+    await client.close(file)
+    reading = await client.open(ROOT_CALLER, file.inode.id, Access.READ)
+    async with live.client() as other:
+        await other.remove(ROOT_CALLER, ROOT_INODE, b"f", directory=False)
+        with trio.fail_after(10), pytest.raises(FS3Error) as caught:
+            while True:  # until the collector was there
+                assert bytes(await client.read(reading, 0, 10)) == b"still here"
+                await trio.lowlevel.checkpoint()
+    assert caught.value.code is Code.STALE_HANDLE
+    await client.close(reading)
+
+
 async def test_a_hold_that_nobody_needs_is_given_back(client: FileClient) -> None:
     file = await create(client)
     await client.close(file)

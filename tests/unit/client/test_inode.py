@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from fs3.api.meta import Attr, FileKind
-from fs3.client.inode import UNSYNCED_MAX, OpenInode
+from fs3.client.inode import NO_VERSION, UNSYNCED_MAX, OpenInode
 from fs3.layout import FileLayout
 
 CHUNK = 1 << 16
@@ -37,6 +37,21 @@ def test_a_report_settles_what_was_written_before_it() -> None:
     assert state.dirty and state.length == 250
     state.was_reported(state.changes, replace(ATTR, length=250, data_version=7, mtime_ns=9))
     assert not state.dirty and state.view(state.attr).mtime_ns == 9
+
+
+def test_a_write_that_failed_is_for_the_chains_to_tell() -> None:
+    state = make()
+    state.wrote_in_part()
+    assert state.dirty and state.length == 100 and state.unsynced_all
+    assert state.report == (0, NO_VERSION)
+    state.wrote(0, 200, 1)
+    assert state.report == (200, NO_VERSION)
+    changes = state.changes
+    state.wrote_in_part()
+    state.was_reported(changes, replace(ATTR, length=200, data_version=6))
+    assert state.report == (200, NO_VERSION), "the second failure came after what was reported"
+    state.was_reported(state.changes, replace(ATTR, length=300, data_version=7))
+    assert (state.length, state.dirty, state.report) == (300, False, (200, 3))
 
 
 def test_a_reply_that_was_overtaken_changes_nothing() -> None:

@@ -10,7 +10,7 @@ import trio
 
 from fs3.client.connect import connect
 from fuse.fs import FileSystem, FsOptions
-from tests.sim import namespace, workloads
+from tests.sim import kvcache, namespace, workloads
 from tests.sim.canaries import planted
 from tests.sim.cells import CELLS, FILE_CELLS
 from tests.sim.checkers import check_linearizable, check_replicas
@@ -76,6 +76,7 @@ SHAPES = {
         Shape("late", metas=2, chunk_size=64 * 1024, workload="own-files", faults=("late",), load_s=60, fault_every_s=5.0),
         Shape("fsync", think_s=0.03, load_s=6, workload="durable", faults=("cut",)),
         *namespace.SHAPES,
+        *kvcache.SHAPES,
     )
 }
 
@@ -212,4 +213,5 @@ SCENARIOS = {
     "durable": durable,
     "durable-overwrite": lambda world: durable(world, overwrite=True),
     **namespace.SCENARIOS,
+    **kvcache.SCENARIOS,
 }

@@ -41,11 +41,6 @@ class _Pending:
         self.frame: Frame | None = None
         self.error: FS3Error | None = None
 
-    def wake(self) -> None:
-        if self.task is not None:
-            trio.lowlevel.reschedule(self.task)
-            self.task = None
-
 
 class _Link:
     """One connection and the calls outstanding on it.
@@ -61,6 +56,8 @@ class _Link:
         self.received_at = -math.inf  # when something last came in
         self.scope = trio.CancelScope()
         self._next_id = 1
+        self._waking = 0  # callers that have their reply and have yet to run
+        self._flusher: trio.lowlevel.Task | None = None  # while it has nothing to do
 
     async def call(
         self, method: int, body: bytes, now: float, deadline: float, payload: Sequence[Part],
@@ -76,7 +73,12 @@ class _Link:
             connection.expose(request_id, into)
         timeout_ms = min(int((deadline - now) * 1000) + 1, _TIMEOUT_MS_MAX) if deadline < math.inf else _TIMEOUT_MS_MAX
         try:
-            rest = connection.start_send(Frame(Kind.REQUEST, method, flags, request_id, timeout_ms, body), payload)
+            # While callers that got their replies together have yet to run, their next requests may leave together too.
+            more = self._waking > 0 and connection.gathers
+            rest = connection.start_send(Frame(Kind.REQUEST, method, flags, request_id, timeout_ms, body), payload, more)
+            if more and self._flusher is not None:
+                trio.lowlevel.reschedule(self._flusher)
+                self._flusher = None
             if rest is not None:
                 with trio.CancelScope(deadline=self.client.trio_time(deadline)) as scope:
                     await rest
@@ -92,9 +94,10 @@ class _Link:
                     return trio.lowlevel.Abort.SUCCEEDED
 
                 await trio.lowlevel.wait_task_rescheduled(abort)
+                self._waking -= 1
         finally:
             self.outstanding.pop(request_id, None)
-            if into is not None:
+            if into is not None and not connection.withdraw_now(request_id):
                 with trio.CancelScope(shield=True):
                     await connection.withdraw(request_id)
             if self.client.links.get(self.address) is not self and not self.outstanding:
@@ -104,8 +107,42 @@ class _Link:
         assert pending.frame is not None
         return pending.frame
 
-    async def read(self) -> None:
-        """Receive replies until the connection ends; runs as a task."""
+    def _wake(self, pending: _Pending) -> None:
+        if pending.task is not None:
+            trio.lowlevel.reschedule(pending.task)
+            pending.task = None
+            self._waking += 1
+
+    async def run(self) -> None:
+        """Work until the connection ends; runs as a task."""
+        if not self.connection.gathers:
+            await self._read()
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_flushed)
+            await self._read()
+            nursery.cancel_scope.cancel()
+
+    async def _keep_flushed(self) -> None:
+        """Send requests that wait for more, should no more come."""
+        try:
+            while True:
+                rest = self.connection.flush()
+                if rest is not None:
+                    await rest
+                    continue
+                self._flusher = trio.lowlevel.current_task()
+
+                def abort(_: object) -> trio.lowlevel.Abort:
+                    self._flusher = None
+                    return trio.lowlevel.Abort.SUCCEEDED
+
+                await trio.lowlevel.wait_task_rescheduled(abort)
+        except FS3Error as error:
+            logger.debug("%s: %s", self.address, error)  # _read() fails the calls
+
+    async def _read(self) -> None:
+        """Receive replies until the connection ends."""
         error: FS3Error = FS3Error(Code.CONNECTION_LOST, f"connection with {self.address}: closed")
         with self.scope:
             try:
@@ -118,7 +155,7 @@ class _Link:
                     pending = self.outstanding.pop(frame.request_id, None)
                     if pending is not None:  # else its caller gave up
                         pending.frame = frame
-                        pending.wake()
+                        self._wake(pending)
             except FS3Error as caught:
                 error = caught
             finally:
@@ -135,7 +172,7 @@ class _Link:
             logger.debug("%s: %d calls failed: %s", self.address, len(outstanding), error)
         for pending in outstanding.values():
             pending.error = FS3Error(Code.CONNECTION_LOST, error.message)
-            pending.wake()
+            self._wake(pending)
 
     def expire(self, now: float) -> float:
         """Fail the calls that are past their deadline; return the earliest deadline of the others."""
@@ -148,7 +185,7 @@ class _Link:
                 continue  # still sending: it watches its deadline itself
             del self.outstanding[request_id]
             pending.error = _late(self.address)
-            pending.wake()
+            self._wake(pending)
             if self.received_at <= pending.sent_at and self.client.links.get(self.address) is self:
                 # Silent since that call was sent: perhaps dead. New calls get a new connection, the others finish here.
                 del self.client.links[self.address]
@@ -249,7 +286,7 @@ class RpcClient:
             opening.done.set()
         if opening.link is not None:
             try:
-                await opening.link.read()
+                await opening.link.run()
             finally:
                 self._all.discard(opening.link)
 

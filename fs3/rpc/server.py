@@ -11,6 +11,7 @@ import logging
 import math
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,6 +237,7 @@ class _Worker:
             return
         if session.full() and not frame.flags & FLAG_RELAYED:
             arrived = session.server.env.monotonic()
+            await self._flush()
             await session.room()
             waited_ms = (session.server.env.monotonic() - arrived) * 1000
             if waited_ms >= frame.timeout_ms:
@@ -243,6 +245,13 @@ class _Worker:
                 return
             frame.timeout_ms -= int(waited_ms)
         await _drive(self._answer(session.admit(frame)), self._blocked)
+
+    async def _flush(self) -> None:
+        """Let no reply wait for the next one, which may take long."""
+        with suppress(FS3Error):  # the next receive() tells
+            rest = self._session.connection.flush()
+            if rest is not None:
+                await rest
 
     def _blocked(self) -> None:
         """The handler is about to wait for the first time: from here on its deadline cancels it, and another leads."""
@@ -272,7 +281,9 @@ class _Worker:
                 size = sum([len(part) for part in parts])
                 session.count(0, size)
                 call.counted += size
-            rest = connection.start_send(Frame(kind, call.frame.method, 0, call.frame.request_id, 0, body), parts)
+            reply = Frame(kind, call.frame.method, 0, call.frame.request_id, 0, body)
+            # While requests are here already this worker leads on at once: their replies leave together.
+            rest = connection.start_send(reply, parts, self.leads and connection.any_ready())
             if rest is not None:
                 # The work is done, and a frame that is cut short cuts off all other calls too: this has its own deadline.
                 self._set_deadline(session.server.env.monotonic() + session.server.limits.reply_timeout_ms / 1000)

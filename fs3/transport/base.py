@@ -35,6 +35,8 @@ class Connection(ABC):
 
     peer: str
     """The other side's address, for log lines."""
+    gathers = False
+    """Whether `start_send` does anything with `more`."""
 
     @abstractmethod
     async def send(self, frame: Frame, payload: Sequence[Part] = ()) -> None:
@@ -44,9 +46,17 @@ class Connection(ABC):
         peer could not make sense of what follows. Buffers may be reused once this returned.
         """
 
-    def start_send(self, frame: Frame, payload: Sequence[Part] = ()) -> Awaitable[None] | None:
-        """As `send`, for hot paths: None when all left at once, else what the caller must await (or cancel) to go on."""
+    def start_send(self, frame: Frame, payload: Sequence[Part] = (), more: bool = False) -> Awaitable[None] | None:
+        """As `send`, for hot paths: None when all left at once, else what the caller must await (or cancel) to go on.
+
+        more: others follow soon. Small frames may then wait for them, to leave in one piece: with the next one sent without
+        `more`, with `flush`, or when `receive` is about to wait.
+        """
         return self.send(frame, payload)
+
+    def flush(self) -> Awaitable[None] | None:
+        """Send what waits for more. None when all left at once, else what the caller must await; cancelled, it closes."""
+        return None
 
     @abstractmethod
     async def receive(self) -> Frame:
@@ -55,6 +65,10 @@ class Connection(ABC):
     def ready(self) -> Frame | None:
         """What `receive` would return without waiting, if anything; may be None always."""
         return None
+
+    def any_ready(self) -> bool:
+        """Whether `receive` would return without waiting; may be False always."""
+        return False
 
     @abstractmethod
     def expose(self, request_id: int, into: memoryview) -> None:
@@ -66,6 +80,10 @@ class Connection(ABC):
 
         Called after the reply too, and in a shielded scope when the caller gives up.
         """
+
+    def withdraw_now(self, request_id: int) -> bool:
+        """Do what `withdraw` does if that takes no waiting; else False."""
+        return False
 
     @abstractmethod
     async def fetch(self, frame: Frame) -> memoryview:

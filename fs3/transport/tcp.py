@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Sequence
 
 import trio
 
+from ..checksum import Buffer
 from ..errors import Code, ConfigError, FS3Error, ProtocolError
 from ..wire.frame import Frame, Framer, Kind, encode_head
 from .base import Connection, FileSlice, Listener, Part, Transport
@@ -28,6 +29,10 @@ _BYTES_PER_TURN = 8 * 1024 * 1024
 _BYTES_FOR_FRAME = 64 * 1024
 """A task that receives lets others have a turn after so many bytes, should the socket never block. The work that a frame
 makes counts as so many."""
+
+_KEPT_FRAME_MAX = 16 * 1024
+_KEPT_SIZE_MAX = 64 * 1024
+"""Of frames that wait for others to leave with: of one, payload included, and of all of them."""
 
 _BACKLOG = 1024
 _UNACKNOWLEDGED_MS_MAX = 20_000
@@ -44,6 +49,8 @@ _EMPTY = memoryview(b"")
 class TcpConnection(Connection):
     """One connected socket."""
 
+    gathers = True
+
     def __init__(self, sock: socket.socket, peer: str, buffers: BufferPool) -> None:
         self.peer = peer
         self._socket = sock
@@ -55,6 +62,8 @@ class TcpConnection(Connection):
         self._drained = True  # the last read took all there was, so the next one would block
         self._taken = 0  # bytes since the last wait
         self._sending = False
+        self._kept: list[Buffer] = []  # whole frames that wait for more
+        self._kept_size = 0
         self._turns: deque[trio.lowlevel.Task] = deque()  # wait to send, in order; not empty only while _sending
         self._closed = ""  # why, once it is
         _tune(sock)
@@ -66,7 +75,7 @@ class TcpConnection(Connection):
         if rest is not None:
             await rest
 
-    def start_send(self, frame: Frame, payload: Sequence[Part] = ()) -> Awaitable[None] | None:
+    def start_send(self, frame: Frame, payload: Sequence[Part] = (), more: bool = False) -> Awaitable[None] | None:
         if self._closed:
             raise self._lost()
         length = 0
@@ -76,8 +85,17 @@ class TcpConnection(Connection):
             if type(part) is FileSlice:
                 plain = False
         head = encode_head(frame.kind, frame.method, frame.flags, frame.request_id, frame.timeout_ms, frame.body, length)
+        if (more or self._kept) and plain and len(head) + length <= _KEPT_FRAME_MAX:
+            self._kept.append(head)
+            self._kept.extend([bytes(part) for part in payload])  # type: ignore[arg-type]
+            self._kept_size += len(head) + length
+            return None if more and self._kept_size < _KEPT_SIZE_MAX else self.flush()
         if self._sending:
             return self._send_in_turn(head, payload)
+        if self._kept:
+            rest = self.flush()
+            if rest is not None:
+                return self._send_behind(rest, head, payload)
         sent = 0
         if plain and len(payload) < _BUFFERS_PER_CALL:
             try:
@@ -92,7 +110,44 @@ class TcpConnection(Connection):
         self._sending = True
         return self._send_rest(head, payload, sent)
 
-    async def _send_in_turn(self, head: bytes, payload: Sequence[Part]) -> None:
+    def flush(self) -> Awaitable[None] | None:
+        if not self._kept or self._closed:
+            return None
+        data = self._kept[0] if len(self._kept) == 1 else b"".join(self._kept)
+        self._kept.clear()
+        self._kept_size = 0
+        sent = 0
+        if not self._sending:
+            try:
+                sent = self._socket.send(data)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self._close(str(error))
+                raise self._lost() from None
+            if sent == len(data):
+                return None
+            self._sending = True
+            return self._or_close(self._send_rest(data, (), sent))
+        return self._or_close(self._send_in_turn(data, ()))
+
+    async def _or_close(self, rest: Awaitable[None]) -> None:
+        """Frames whose senders have gone on leave soon, or the connection ends: nobody else would notice."""
+        try:
+            with trio.move_on_after(_UNACKNOWLEDGED_MS_MAX / 1000):
+                await rest
+                return
+        except trio.Cancelled:
+            self._close("a send was given up")
+            raise
+        self._close("the peer takes nothing any more")
+        raise self._lost()
+
+    async def _send_behind(self, rest: Awaitable[None], head: Buffer, payload: Sequence[Part]) -> None:
+        await rest
+        await self._send_in_turn(head, payload)
+
+    async def _send_in_turn(self, head: Buffer, payload: Sequence[Part]) -> None:
         task = trio.lowlevel.current_task()
         if self._sending:
             self._turns.append(task)
@@ -107,7 +162,7 @@ class TcpConnection(Connection):
         self._sending = True
         await self._send_rest(head, payload, 0)
 
-    async def _send_rest(self, head: bytes, payload: Sequence[Part], sent: int) -> None:
+    async def _send_rest(self, head: Buffer, payload: Sequence[Part], sent: int) -> None:
         """Send all but the first `sent` bytes of head and payload; then the next sender has its turn."""
         total = sent
         try:
@@ -181,6 +236,10 @@ class TcpConnection(Connection):
     async def receive(self) -> Frame:
         if self._frames:
             return self._frames.popleft()
+        if self._kept:
+            rest = self.flush()
+            if rest is not None:
+                await rest
         framer = self._framer
         while True:
             if self._closed:
@@ -218,6 +277,9 @@ class TcpConnection(Connection):
     def ready(self) -> Frame | None:
         return self._frames.popleft() if self._frames else None
 
+    def any_ready(self) -> bool:
+        return bool(self._frames)
+
     def _parse(self, count: int) -> list[Frame]:
         try:
             return self._framer.received(count)
@@ -238,8 +300,12 @@ class TcpConnection(Connection):
         self._exposed[request_id] = into
 
     async def withdraw(self, request_id: int) -> None:
+        self.withdraw_now(request_id)
+
+    def withdraw_now(self, request_id: int) -> bool:
         self._exposed.pop(request_id, None)
         self._framer.abandon(request_id)
+        return True
 
     async def fetch(self, frame: Frame) -> memoryview:
         return frame.payload if frame.payload is not None else _EMPTY
@@ -254,6 +320,7 @@ class TcpConnection(Connection):
             return
         self._closed = reason or "closed"
         self._frames.clear()
+        self._kept.clear()
         trio.lowlevel.notify_closing(self._fd)
         self._socket.close()
         for task in self._turns:

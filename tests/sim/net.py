@@ -291,7 +291,7 @@ class SimConnection(Connection):
         else:
             await trio.lowlevel.checkpoint()
 
-    def start_send(self, frame: Frame, payload: Sequence[Part] = ()) -> Awaitable[None] | None:
+    def start_send(self, frame: Frame, payload: Sequence[Part] = (), more: bool = False) -> Awaitable[None] | None:
         self._check_sending()
         data = self._gather(payload)
         assert len(frame.body) <= BODY_SIZE_MAX and len(data) <= PAYLOAD_SIZE_MAX

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Awaitable
 
 import pytest
 import trio
@@ -120,4 +121,55 @@ async def test_half_a_frame_then_the_end(caplog: pytest.LogCaptureFixture) -> No
         await connection.receive()
     assert caught.value.code is Code.CONNECTION_LOST
     assert caplog.records == []
+    await listener.aclose()
+
+
+async def test_small_frames_may_wait_for_more() -> None:
+    transport = TcpTransport()
+    listener = await transport.listen("tcp://127.0.0.1:0")
+    client = await transport.connect(listener.address)
+    server = await listener.accept()
+
+    def frame(number: int) -> Frame:
+        return Frame(Kind.REQUEST, 1, 0, number, 0, b"body")
+
+    payload = bytearray(b"payload")
+    assert client.start_send(frame(1), [payload], more=True) is None
+    payload[:] = b"changed"  # what waits was copied
+    with trio.move_on_after(0.01) as scope:
+        await server.receive()
+    assert scope.cancelled_caught, "nothing left yet"
+    assert client.start_send(frame(2), [b"second"]) is None  # all leave with the first one that does not wait
+    first, second = await server.receive(), await server.receive()
+    assert (first.request_id, bytes(await server.fetch(first))) == (1, b"payload")
+    assert (second.request_id, bytes(await server.fetch(second))) == (2, b"second")
+
+    for number in range(20):  # more than is kept back: some leave by themselves
+        assert client.start_send(frame(number), [bytes(10_000)], more=True) is None
+    assert (await server.receive()).request_id == 0
+    assert client.flush() is None and client.flush() is None
+    assert [(await server.receive()).request_id for _ in range(19)] == list(range(1, 20))
+
+    assert client.start_send(frame(1), (), more=True) is None
+    rest = client.start_send(frame(2), [bytes(8_000_000)])  # too large to be kept, and for the kernel: the others go first
+    assert rest is not None
+    async with trio.open_nursery() as nursery:
+
+        async def send(rest: Awaitable[None] = rest) -> None:
+            await rest
+
+        nursery.start_soon(send)
+        for number in range(3, 6):  # kept while another frame is half sent
+            assert client.start_send(frame(number), (), more=True) is None
+        last = client.flush()
+        assert last is not None
+        nursery.start_soon(send, last)
+        assert [(await server.receive()).request_id for _ in range(5)] == [1, 2, 3, 4, 5]
+
+    assert client.start_send(frame(6), (), more=True) is None
+    with trio.move_on_after(0.01):
+        await client.receive()  # it is about to wait
+    assert (await server.receive()).request_id == 6
+    for connection in (client, server):
+        await connection.aclose()
     await listener.aclose()

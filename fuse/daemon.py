@@ -20,7 +20,7 @@ from fs3.config import option
 from fs3.env import Env
 from fs3.errors import ConfigError, FS3Error
 
-from . import ops
+from . import guard, ops
 from .callers import Callers, groups_of_process
 from .fs import FileSystem, FsOptions
 from .identity import IdentityFile
@@ -132,10 +132,13 @@ async def _serve(
                     fs, callers, config.entry_timeout / 1000, config.attr_timeout / 1000, config.xattrs
                 )
                 ops.mount(handlers, mountpoint, _options(config, f"fs3:{client.cluster}"))
+                guarding = guard.start(mountpoint)
                 try:
                     await _answer(config, mountpoint, fs, started, stop)
                 finally:
                     ops.detach()
+                    guarding.kill()
+                    guarding.wait()
                 tasks.cancel_scope.cancel()
     ended.cancel()
 
@@ -218,23 +221,12 @@ def _user_allow_other() -> bool:
 def _raise_read_ahead(mountpoint: str, size: int) -> None:
     """Let the kernel read ahead farther than FUSE's usual 128 KiB, where this user may set it. The first reply to the kernel
     resets it, so this comes after that."""
-    device = _device(mountpoint)
+    device = guard.device_of(mountpoint)
     path = Path(f"/sys/class/bdi/{device}/read_ahead_kb")
     try:
         path.write_text(str(size // 1024), encoding="ascii")
     except OSError as error:
         logger.info("%s: the kernel's read-ahead stays as it is: %s", path, error.strerror)
-
-
-def _device(mountpoint: str) -> str:
-    """ "major:minor" of the mount, from the kernel's table: a stat would ask this very daemon."""
-    found = ""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            fields = line.split(" ")
-            if fields[4].replace("\\040", " ") == mountpoint:
-                found = fields[2]
-    return found
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ import pytest
 from fs3.cli.folder import ClusterConfig, DataFolder
 from fs3.cli.supervisor import command
 from fs3.cli.up import LEASE_MS
+from fuse import guard
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).with_name("programs")
@@ -223,7 +224,8 @@ class Cluster:
                 except ProcessLookupError:
                     pass
             time.sleep(0.2)
-        if os.path.ismount(self.mount) or str(self.mount) in Path("/proc/self/mounts").read_text():
+        if (device := guard.device_of(str(self.mount))) != "":
+            guard.abort(str(self.mount), device)  # even where a daemon's thread hangs in the kernel
             tool = ["umount", "--lazy"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
             subprocess.run([*tool, str(self.mount)], capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False)
 

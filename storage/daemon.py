@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -17,23 +16,20 @@ from fs3.config import option
 from fs3.daemon import main as daemon_main
 from fs3.daemon import version
 from fs3.env import Env
-from fs3.errors import Code, ConfigError, FS3Error
+from fs3.errors import ConfigError, FS3Error
 from fs3.ids import NodeKind
 from fs3.rpc.client import RpcClient
 from fs3.rpc.server import RpcServer, ServerLimits
 from fs3.transport.base import Listener
 
-from .chunk_engine import ChunkEngine
 from .disk import Disk
 from .disk_linux import LinuxDisk
-from .local import LocalTarget
+from .disks import ClosedTarget, Homes
+from .rebuild import reopen, settle_empty
 from .service import StorageService
-from .space import SpaceBudget
 
 logger = logging.getLogger("fs3.storage.daemon")
 
-FORMAT_VERSION = 1
-_FORMAT_NAME = "fs3-storage"
 _MIB = 1024 * 1024
 
 
@@ -55,43 +51,6 @@ class StorageConfig:
     log_level: str = option("info", help="what to log", choices=("debug", "info", "warning", "error"))
 
 
-def open_disk(disk: Disk, number: int, node_id: int, targets: int) -> list[int]:
-    """The ids of the targets on a disk, which is formatted if it is empty. Raises CONFIG, FORMAT_VERSION."""
-    found = disk.read_small("FORMAT")
-    if found is None:
-        strangers = [name for name in disk.files("") if name not in ("LOCK", "FORMAT.new", "lost+found")]
-        if strangers:
-            raise ConfigError(f"data folder {disk.name} is no fs3 data, but holds {strangers[0]}")
-        ids = [node_id * 10_000 + number * 100 + index + 1 for index in range(targets)]
-        head = f"{_FORMAT_NAME} {FORMAT_VERSION}\n"
-        disk.write_small("FORMAT", (head + json.dumps({"node": node_id, "targets": ids}) + "\n").encode())
-        return ids
-    head, _, rest = found.decode(errors="replace").partition("\n")
-    name, _, number_text = head.partition(" ")
-    if name != _FORMAT_NAME or not number_text.isdigit():
-        raise ConfigError(f"data folder {disk.name} is no data of a storage daemon (its FORMAT says {head[:40]!r})")
-    if int(number_text) > FORMAT_VERSION:
-        raise FS3Error(
-            Code.FORMAT_VERSION,
-            f"data folder {disk.name} has format {number_text}, this program knows {FORMAT_VERSION} and older",
-        )
-    try:
-        content = json.loads(rest)
-        owner, ids = int(content["node"]), [int(target) for target in content["targets"]]
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"data folder {disk.name}: its FORMAT file is damaged") from None
-    if owner != node_id:
-        raise ConfigError(f"data folder {disk.name} belongs to node {owner}, this is node {node_id} (node_id)")
-    return ids
-
-
-def open_targets(disk: Disk, number: int, ids: list[int], reserve_bytes: int, now: float) -> Iterator[LocalTarget]:
-    """Open the engines of a disk's targets, one after the other."""
-    space = SpaceBudget(disk, reserve_bytes)
-    for target in ids:
-        yield LocalTarget(target, number, ChunkEngine(disk, f"target-{target}", space), now)
-
-
 async def run(
     config: StorageConfig, env: Env, started: Callable[[str], None], open_folder: Callable[[str], Disk] = LinuxDisk
 ) -> None:
@@ -105,33 +64,24 @@ async def run(
         raise ConfigError("data: expected at least one folder")
     # First of all, so that a taken address changes nothing on the disks.
     listener = await env.transport.listen(config.listen)
-    disks: list[Disk] = []
-    targets: list[LocalTarget] = []
+    homes = Homes()
     try:
-        for number, path in enumerate(config.data):
-            disk = open_folder(path)
-            disks.append(disk)
-            ids = open_disk(disk, number, config.node_id, config.targets_per_disk)
-            targets.extend(open_targets(disk, number, ids, config.reserve_bytes, env.monotonic()))
-        await serve(config, env, listener, disks, targets, started)
+        homes.open(config.data, open_folder, config.node_id, config.targets_per_disk, config.reserve_bytes, env.monotonic())
+        await serve(config, env, listener, homes, started)
     finally:
         with trio.CancelScope(shield=True):
             await listener.aclose()
-        for target in targets:
-            target.engine.close()
-        for disk in disks:
-            disk.close()
+        homes.close()
 
 
 async def serve(
     config: StorageConfig,
     env: Env,
     listener: Listener,
-    disks: list[Disk],
-    targets: list[LocalTarget],
+    homes: Homes,
     started: Callable[[str], None],
 ) -> None:
-    """Register the opened targets and serve them until cancelled; the listener is closed at the end."""
+    """Register the targets of our disks and serve them until cancelled; the listener is closed at the end."""
     address = config.advertise or listener.address
     host = config.host or socket.gethostname()
     incarnation = env.client_id()
@@ -144,8 +94,8 @@ async def serve(
                 env,
                 rpc,
                 mgmtd,
-                targets,
-                spaces=lambda disk: disks[disk].space(),
+                homes.targets,
+                spaces=homes.space,
                 reserve_bytes=config.reserve_bytes,
                 resync_rate_bytes=config.resync_rate_bytes,
                 node_id=config.node_id,
@@ -159,13 +109,23 @@ async def serve(
 
             lease = Lease(env, mgmtd, registration, service.reports)
             service.node.may_serve = lease.holds
-            nursery.start_soon(mgmtd.run)
+            if any(target.empty for target in homes.targets):
+                await nursery.start(mgmtd.run)
+                homes.settle_new(mgmtd.routing)
+            else:
+                nursery.start_soon(mgmtd.run)
             reply: RegisterReply = await nursery.start(lease.run)
             registered = True
             # Older routing speaks of our former incarnation, whose targets may have been serving: never act on that.
             while mgmtd.routing.version < reply.routing_version:
                 await mgmtd.refresh(reply.routing_version - 1)
             await nursery.start(service.run, lease.poke)
+            for target in homes.targets:
+                if target.empty:
+                    nursery.start_soon(settle_empty, service.node, target, homes.homes[target.disk])
+            for closed in homes.closed:
+                if closed.damaged:
+                    nursery.start_soon(_reopen, service, homes, closed)
             server = RpcServer(env, ServerLimits(bytes_max=256 * _MIB))
             service.bind(server)
             await nursery.start(server.serve, listener)
@@ -176,6 +136,13 @@ async def serve(
             await listener.aclose()
             if registered:
                 await _unregister(config, env, incarnation)
+
+
+async def _reopen(service: StorageService, homes: Homes, closed: ClosedTarget) -> None:
+    target = await reopen(service.node, closed)
+    if target is not None:
+        homes.targets.append(target)  # to be closed at the end
+        service.add(target)
 
 
 async def _unregister(config: StorageConfig, env: Env, incarnation: int) -> None:

@@ -1,7 +1,8 @@
 """The disk port: what the engine needs of one disk. The Linux adapter is disk_linux; a simulator brings its own.
 
-Everything lives in one folder. Errors of the disk are raised as FS3Error: NO_SPACE where it is full, DISK_FAILED where it
-does not do what it should. "Survives a crash" means: of this process. "Durable" means: power loss too.
+Everything lives in one folder. Errors of the disk are raised as FS3Error: NO_SPACE where it is full, READ_FAILED where some
+bytes of a data file cannot be read, DISK_FAILED where it does not do what it should. "Survives a crash" means: of this
+process. "Durable" means: power loss too.
 """
 
 from __future__ import annotations
@@ -102,7 +103,15 @@ class Disk(ABC):
 
     @abstractmethod
     def open_records(self, name: str) -> Records:
-        """Open a store of records, creating it."""
+        """Open a store of records, creating it. Raises RECORDS_DAMAGED, also when they are loaded."""
+
+    @abstractmethod
+    def has_records(self, name: str) -> bool:
+        """Whether there is a store of records; open_records() would make one anew where it was lost."""
+
+    @abstractmethod
+    def remove(self, folder: str) -> None:
+        """Remove a folder with all that is in it, of which nothing is open; there may be none."""
 
     @abstractmethod
     def close(self) -> None:

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -31,6 +32,7 @@ STALL_MS = 20.0
 THREADS_AFTER_STALL_MS = 500.0
 _IOV_MAX = 1024
 _MEMTABLE_SIZE = 16 * 1024 * 1024
+_DISK_IS_GONE = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.EUCLEAN)
 _KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02
 _TMPFS_MAGIC = 0x01021994
 _STATFS_SIZE = 256  # more than any version of the struct, which starts with the file system's type
@@ -63,7 +65,7 @@ class LinuxFile(DiskFile):
         try:
             await trio.to_thread.run_sync(self._read_rest, offset + done, into[done:])
         except OSError as error:
-            raise disk_error(error, f"read {self._path}") from None
+            raise self._unread(error) from None
 
     def read_now(self, offset: int, into: memoryview) -> bool:
         return self._read_cached(offset, into) == len(into)
@@ -80,7 +82,10 @@ class LinuxFile(DiskFile):
             if error.errno == errno.EOPNOTSUPP:
                 self._now_flags = -1
                 return 0
-            raise disk_error(error, f"read {self._path}") from None
+            raise self._unread(error) from None
+
+    def _unread(self, error: OSError) -> FS3Error:
+        return FS3Error(Code.READ_FAILED, f"read {self._path}: {error.strerror or error}")
 
     def _read_rest(self, offset: int, into: memoryview) -> None:
         done = 0
@@ -174,13 +179,13 @@ class RocksRecords(Records):
         try:
             self._db: Rdict = Rdict(str(path), options, access_type=AccessType.read_write())
         except Exception as error:  # rocksdict raises plain exceptions with RocksDB's words
-            raise FS3Error(Code.DISK_FAILED, f"open {path}: {error}") from None
+            raise self._unusable(error) from None
 
     def load(self) -> Iterator[tuple[bytes, bytes]]:
         try:
             yield from self._db.items()
         except Exception as error:
-            raise self._failed(error) from None
+            raise self._unusable(error) from None
 
     def write(self, puts: Sequence[tuple[bytes, bytes]], deletes: Sequence[bytes] = ()) -> None:
         try:
@@ -206,6 +211,12 @@ class RocksRecords(Records):
         with suppress(Exception):  # closed already
             self._db.close()
 
+    def _unusable(self, error: Exception) -> FS3Error:
+        """Why it cannot be opened: what RocksDB says of files that are not as they should be is one of two things."""
+        words = str(error)
+        damaged = "orruption" in words or ("No such file" in words and "IO error" in words) or "nvalid argument" in words
+        return FS3Error(Code.RECORDS_DAMAGED if damaged else Code.DISK_FAILED, f"{self._path}: {error}")
+
     def _failed(self, error: Exception) -> FS3Error:
         code = Code.NO_SPACE if "No space left" in str(error) else Code.DISK_FAILED
         return FS3Error(code, f"{self._path}: {error}")
@@ -221,6 +232,8 @@ class LinuxDisk(Disk):
             self._root.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self._root / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
+            if error.errno in _DISK_IS_GONE:
+                raise disk_error(error, f"data folder {path}") from None
             raise ConfigError(f"data folder {path}: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -279,6 +292,17 @@ class LinuxDisk(Disk):
 
     def open_records(self, name: str) -> Records:
         return RocksRecords(self._root / name)
+
+    def has_records(self, name: str) -> bool:
+        return (self._root / name / "CURRENT").exists()
+
+    def remove(self, folder: str) -> None:
+        try:
+            shutil.rmtree(self._root / folder)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise disk_error(error, f"remove {self._root / folder}") from None
 
     def close(self) -> None:
         if self._lock >= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -25,6 +26,13 @@ logger = logging.getLogger("fs3.storage")
 
 DAMAGE = (Code.CHECKSUM, Code.READ_FAILED)
 """The codes of what an engine cannot read."""
+
+FULL_RETRY_S = 20.0
+"""How long a target that could not be filled for want of space stays offline."""
+
+READ_FAILURES_MAX = 50
+READ_FAILURES_S = 3600.0
+"""A disk that fails so many reads within so long is given up."""
 
 CHANNEL_IDLE_S = 3600.0
 """A client that has not used a channel for so long will not retry its last request."""
@@ -116,6 +124,8 @@ class LocalTarget:
         self.suspected = trio.Event()  # there is a new suspect, or a new way to repair one
         self.damaged: set[ChunkId] = set()  # those that were counted as damaged and are not repaired
         self.lost: set[ChunkId] = set()  # those of them that no other target has
+        self.empty = False  # it has lost its content and must not speak for its chain yet, see rebuild.py
+        self.full_until = 0.0  # it could not be filled for want of space; not tried again before
 
     def take_role(self, role: Role | None) -> bool:
         """Follow the routing. Whether anything changed for this target."""
@@ -134,7 +144,7 @@ class LocalTarget:
 
     def local_state(self) -> LocalState:
         """What we report of it: up to date when it serves, or when it was told that its recovery is complete."""
-        if self.failed:
+        if self.failed or self.empty or self.full_until:
             return LocalState.OFFLINE
         role = self.role
         if role is not None and (
@@ -193,6 +203,7 @@ class StorageNode:
         self.tags = TagSource(env.client_id())
         self.buffers = BufferPool()  # for what is read
         self.resync_rate_bytes = 0  # a second at most, that each target sends to fill its successor; 0: no limit
+        self._read_failures: dict[int, deque[float]] = {}  # disk -> when
         self.on_change: Callable[[], None] = lambda: None  # a target's state changed: mgmtd should know
         self.may_serve: Callable[[], bool] = lambda: True  # whether our lease holds; asked before each request is served
 
@@ -215,8 +226,10 @@ class StorageNode:
             raise FS3Error(Code.DISK_FAILED, f"target {target.id}: {target.failed}")
         return target
 
-    def suspect(self, target: LocalTarget, chunk: ChunkId) -> None:
+    def suspect(self, target: LocalTarget, chunk: ChunkId, error: FS3Error | None = None) -> None:
         """A chunk could not be read, or not verified: have a look at it, and repair it if need be."""
+        if error is not None and error.code is Code.READ_FAILED:
+            self._read_failed(target, error)
         if chunk not in target.suspects:
             self.env.metrics.count("storage.suspected_chunks")
             target.suspects[chunk] = None
@@ -224,15 +237,40 @@ class StorageNode:
 
     def unreadable(self, target: LocalTarget, chunk: ChunkId, error: FS3Error) -> FS3Error:
         """A chunk could not be read: suspects it, and returns what to tell the one who wanted it."""
-        self.suspect(target, chunk)
+        self.suspect(target, chunk, error)
         if chunk in target.lost:
             return FS3Error(Code.DATA_LOST, f"chunk {chunk} is damaged on all targets")
         return error
 
     def disk_failed(self, target: LocalTarget, error: FS3Error) -> None:
-        """Take a target out of service; the daemon and its other targets live on."""
-        if not target.failed:
-            target.failed = error.message
-            logger.error("target %d goes offline: %s", target.id, error.message)
-            self.env.metrics.count("storage.targets_failed")
+        """Take all targets of a disk out of service; the daemon and its other disks live on."""
+        if target.failed:
+            return
+        failed = [each for each in self.targets.values() if each.disk == target.disk and not each.failed]
+        for each in failed:
+            each.failed = error.message
+        ids = ", ".join([str(each.id) for each in failed])
+        logger.error("disk %d and its targets %s go offline: %s", target.disk, ids, error.message)
+        self.env.metrics.count("storage.disks_failed")
+        self.env.metrics.count("storage.targets_failed", len(failed))
+        self.on_change()
+
+    def cannot_fill(self, target: LocalTarget, error: FS3Error) -> FS3Error:
+        """A target that is being filled has no room for what its chain holds: it leaves the chain, which would refuse
+        all writes for its sake, and tries again later. Returns what to tell its predecessor."""
+        if not target.full_until:
+            target.full_until = self.env.monotonic() + FULL_RETRY_S
+            self.env.metrics.count("storage.fills_given_up")
+            logger.error("target %d cannot be filled, and stays offline for a while: %s", target.id, error.message)
             self.on_change()
+        return FS3Error(Code.NOT_SERVING, f"target {target.id} cannot be filled: {error.message}")
+
+    def _read_failed(self, target: LocalTarget, error: FS3Error) -> None:
+        """Count the reads that a disk failed; one that fails many is given up."""
+        now = self.env.monotonic()
+        times = self._read_failures.setdefault(target.disk, deque(maxlen=READ_FAILURES_MAX))
+        times.append(now)
+        self.env.metrics.count("storage.read_failures")
+        if len(times) == READ_FAILURES_MAX and now - times[0] < READ_FAILURES_S:
+            message = f"{READ_FAILURES_MAX} reads failed within {now - times[0]:.0f} s; the last: {error.message}"
+            self.disk_failed(target, FS3Error(Code.DISK_FAILED, message))

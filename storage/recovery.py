@@ -262,7 +262,8 @@ class _Resync:
             state = target.engine.get(chunk)
         committed = state.committed if state is not None else None
         data = memoryview(b"")
-        kind, length, checksums, version, since = UpdateKind.REMOVE, 0, (), 0, 0  # type: UpdateKind, int, tuple[int, ...], int, int
+        kind, length, checksums = UpdateKind.REMOVE, 0, ()  # type: UpdateKind, int, tuple[int, ...]
+        version, since = 1, 0  # of a removal the version says nothing
         if committed is not None:
             kind, length, checksums = UpdateKind.REPLACE, committed.length, blocks.unpack(committed.checksums)
             version, since = committed.number, committed.chain_version
@@ -271,7 +272,7 @@ class _Resync:
             except FS3Error as error:
                 if error.code not in DAMAGE:
                     raise
-                node.suspect(target, chunk)
+                node.suspect(target, chunk, error)
                 outcome = await repair(node, target, chunk, self._deadline())
                 if outcome is Outcome.LATER:
                     raise

@@ -147,7 +147,7 @@ async def recover_pending(node: StorageNode, target: LocalTarget, chunk: ChunkId
     except FS3Error as error:
         if error.code in DAMAGE:
             engine.drop_pending(chunk)
-            node.suspect(target, chunk)
+            node.suspect(target, chunk, error)
         raise
     update = _update(
         target, chunk, UpdateKind.REPLACE, _NO_TAG, len(data), blocks.unpack(committed.checksums), wanted.number
@@ -183,7 +183,7 @@ async def find(target: LocalTarget, request: FetchRequest, node: StorageNode) ->
     except FS3Error as error:
         if error.code not in DAMAGE:
             raise
-        node.suspect(target, chunk)
+        node.suspect(target, chunk, error)
     return None
 
 

@@ -93,6 +93,7 @@ class StorageService:
         self._node_id = node_id
         self._version = version
         self._started_at = env.monotonic()
+        self._nursery: trio.Nursery | None = None  # while run() runs
 
     def bind(self, server: RpcServer) -> None:
         """Answer the storage methods at a server."""
@@ -114,18 +115,30 @@ class StorageService:
         node.on_change = poke
         node.take_routing(node.mgmtd.routing)
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             for target in node.targets.values():
-                nursery.start_soon(roll_forward_orphans, node, target)
-                nursery.start_soon(fill_successors, node, target)
-                nursery.start_soon(repair_suspects, node, target)
-                nursery.start_soon(self._tidy, target)
+                self._look_after(target)
             task_status.started()
             while True:
                 node.take_routing(await node.mgmtd.wait_change(node.map.routing_version))
 
+    def add(self, target: LocalTarget) -> None:
+        """Serve one more target, while running."""
+        self.node.targets[target.id] = target
+        self.node.take_routing(self.node.mgmtd.routing)
+        self._look_after(target)
+        self.node.on_change()
+
+    def _look_after(self, target: LocalTarget) -> None:
+        assert self._nursery is not None
+        for task in (roll_forward_orphans, fill_successors, repair_suspects):
+            self._nursery.start_soon(task, self.node, target)
+        self._nursery.start_soon(self._tidy, target)
+
     async def _tidy(self, target: LocalTarget) -> None:
         while not target.failed:
             await trio.sleep(0.01 if self._env.rare("storage.tidy.now") else _TIDY_INTERVAL_S)
+            self._retry_full(target)
             target.engine.forget(target.channels.drop_idle(self._env.monotonic() - CHANNEL_IDLE_S))
             try:
                 await target.engine.tidy()
@@ -134,6 +147,12 @@ class StorageService:
                     self.node.disk_failed(target, error)
                 else:
                     logger.warning("target %d: %s", target.id, error)
+
+    def _retry_full(self, target: LocalTarget) -> None:
+        """A target that was too full to be filled may try again after a while."""
+        if target.full_until and self._env.monotonic() >= target.full_until:
+            target.full_until = 0.0
+            self.node.on_change()
 
     def reports(self) -> tuple[TargetReport, ...]:
         """All targets, as heartbeats tell of them. A disk's space is shared evenly among its targets."""

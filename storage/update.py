@@ -185,7 +185,9 @@ async def _locked(node: StorageNode, target: LocalTarget, work: list[_Item], fro
             if error.code is Code.DISK_FAILED:
                 raise
             item.result = refusal(error)
-            if error.code is Code.NO_SPACE:
+            if error.code is Code.NO_SPACE and role.state is PublicState.SYNCING:
+                item.result = refusal(node.cannot_fill(target, error))
+            elif error.code is Code.NO_SPACE:
                 _finish(node, target, item)
             elif error.code in DAMAGE and not from_client:  # the predecessor then sends the whole chunk, which repairs it
                 item.result = UpdateResult(int(Code.VERSION_GAP), 0, 0, 0, error.message)
@@ -225,7 +227,7 @@ async def _prepare_or_repair(
     except FS3Error as error:
         if error.code not in DAMAGE:
             raise
-        node.suspect(target, chunk)
+        node.suspect(target, chunk, error)
         if not from_client:
             raise
         outcome = await repair(node, target, chunk, deadline)

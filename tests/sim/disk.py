@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import trio
 
@@ -258,7 +258,7 @@ class SimDisk(Disk):
     def boot_id(self) -> str:
         return f"boot{self.platter.boots}"
 
-    async def step(self, time_s: float, what: str) -> None:
+    async def step(self, time_s: float, what: str, error: Code = Code.DISK_FAILED) -> None:
         """What each read, write and sync begins with."""
         platter = self.platter
         wear, chance = platter.wear, platter.chance
@@ -274,7 +274,7 @@ class SimDisk(Disk):
         if self._unplugged.is_set():
             await trio.sleep_forever()
         if platter.errors and chance.random() < platter.errors:
-            raise _failed(what)
+            raise FS3Error(error, f"{what}: Input/output error (injected)")
 
     async def _wait(self, stuck: trio.Event) -> None:
         """As a thread waits in the kernel: no cancellation reaches it."""
@@ -314,6 +314,16 @@ class SimDisk(Disk):
     def open_records(self, name: str) -> Records:
         return _Records(self, name)
 
+    def has_records(self, name: str) -> bool:
+        return name in self.platter.logs
+
+    def remove(self, folder: str) -> None:
+        platter = self.platter
+        stores: tuple[dict[str, Any], ...] = (platter.files, platter.small, platter.logs)
+        for found in stores:
+            for name in [name for name in found if name.startswith(f"{folder}/")]:
+                del found[name]
+
     def close(self) -> None:
         self.closed = True
         self._unplugged.set()
@@ -330,10 +340,10 @@ class _File(DiskFile):
         self._store = disk.platter.files.setdefault(name, _Store())
 
     async def read(self, offset: int, into: memoryview) -> None:
-        await self._disk.step(self._disk.platter.wear.read_s, f"read {self._path}")
+        await self._disk.step(self._disk.platter.wear.read_s, f"read {self._path}", Code.READ_FAILED)
         store, length = self._store, len(into)
         if store.bad and not store.bad.isdisjoint(range(*_pages(offset, length))):
-            raise _failed(f"read {self._path} at {offset}")
+            raise FS3Error(Code.READ_FAILED, f"read {self._path} at {offset}: Input/output error (injected)")
         with memoryview(store.view) as view:
             found = view[offset : offset + length]
             into[: len(found)] = found
@@ -396,7 +406,7 @@ class _Records(Records):
 
     def load(self) -> Iterator[tuple[bytes, bytes]]:
         if self._log.broken:
-            raise FS3Error(Code.DISK_FAILED, f"{self._path}: block checksum mismatch (injected)")
+            raise FS3Error(Code.RECORDS_DAMAGED, f"{self._path}: block checksum mismatch (injected)")
         return iter(sorted(self._log.view.items()))
 
     def write(self, puts: Sequence[tuple[bytes, bytes]], deletes: Sequence[bytes] = ()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from fs3.checksum import Buffer
 from fs3.errors import ConfigError
@@ -65,6 +66,15 @@ class MemoryDisk(Disk):
 
     def open_records(self, name: str) -> Records:
         return _Records(self, self.stores.setdefault(name, {}))
+
+    def has_records(self, name: str) -> bool:
+        return name in self.stores
+
+    def remove(self, folder: str) -> None:
+        found: tuple[dict[str, Any], ...] = (self.data, self.small, self.stores)
+        for each in found:
+            for name in [name for name in each if name.startswith(f"{folder}/")]:
+                del each[name]
 
     def close(self) -> None:
         self._open = False

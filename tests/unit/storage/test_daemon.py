@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from fs3.errors import Code, ConfigError, FS3Error
-from storage.daemon import open_disk
 from storage.disk_linux import LinuxDisk
+from storage.disks import Home
 
 
 def test_a_fresh_disk_is_formatted_and_keeps_its_targets(tmp_path: Path) -> None:
     disk = LinuxDisk(str(tmp_path))
-    assert open_disk(disk, 1, 12, 3) == [120_101, 120_102, 120_103]
-    assert open_disk(disk, 0, 12, 9) == [120_101, 120_102, 120_103]
+    assert Home(disk, 1, 12, 3, 0).ids == [120_101, 120_102, 120_103]
+    assert Home(disk, 0, 12, 9, 0).ids == [120_101, 120_102, 120_103]
     disk.close()
 
 
@@ -30,7 +30,7 @@ def test_other_data_is_refused(tmp_path: Path, content: bytes, code: Code, words
     (tmp_path / "FORMAT").write_bytes(content)
     disk = LinuxDisk(str(tmp_path))
     with pytest.raises(FS3Error, match=words) as caught:
-        open_disk(disk, 0, 12, 4)
+        Home(disk, 0, 12, 4, 0)
     assert caught.value.code is code
     assert (tmp_path / "FORMAT").read_bytes() == content
     disk.close()
@@ -40,7 +40,7 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"")
     disk = LinuxDisk(str(tmp_path))
     with pytest.raises(ConfigError, match=r"holiday\.jpg"):
-        open_disk(disk, 0, 12, 4)
+        Home(disk, 0, 12, 4, 0)
     assert not (tmp_path / "FORMAT").exists()
     disk.close()
 

@@ -1,0 +1,172 @@
+"""A daemon's disks and the targets on them. What cannot be opened is left out, and the rest is served.
+
+FORMAT names the targets of a disk, and those among them that are empty for want of a past: on a disk that was just
+formatted, or when their records were damaged and thrown away. Such a target must not speak for its chain before it is sure
+that the chain does not count on it (rebuild.py).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fs3.errors import Code, ConfigError, FS3Error
+from fs3.routing import RoutingInfo
+
+from .chunk_engine import ChunkEngine
+from .disk import Disk, Space
+from .local import LocalTarget
+from .space import SpaceBudget
+
+logger = logging.getLogger("fs3.storage.disks")
+
+FORMAT_VERSION = 1
+_FORMAT_NAME = "fs3-storage"
+_OURS = ("LOCK", "FORMAT.new", "lost+found")
+
+
+class Home:
+    """A disk of this daemon, formatted. ids: of its targets. empty: those that have no past."""
+
+    def __init__(self, disk: Disk, number: int, node_id: int, targets: int, reserve_bytes: int) -> None:
+        """Formats a disk that is empty. Raises CONFIG, FORMAT_VERSION, DISK_FAILED."""
+        self.disk = disk
+        self.number = number
+        self._node_id = node_id
+        self._space = SpaceBudget(disk, reserve_bytes)
+        found = disk.read_small("FORMAT")
+        if found is not None:
+            self.ids, self.empty = _parse(found, disk.name, node_id)
+            return
+        strangers = [name for name in disk.files("") if name not in _OURS]
+        if strangers:
+            raise ConfigError(f"data folder {disk.name} is no fs3 data, but holds {strangers[0]}")
+        self.ids = [node_id * 10_000 + number * 100 + index + 1 for index in range(targets)]
+        self.empty = set(self.ids)
+        self._write()
+
+    def open(self, target: int, now: float) -> LocalTarget:
+        """Open a target. Raises RECORDS_DAMAGED, DISK_FAILED."""
+        folder = f"target-{target}"
+        if target in self.empty:
+            self.disk.remove(folder)  # what a rebuild left that did not get far
+        elif not self.disk.has_records(f"{folder}/records"):
+            raise FS3Error(Code.RECORDS_DAMAGED, f"{self.disk.name}/{folder}: its records are gone")
+        opened = LocalTarget(target, self.number, ChunkEngine(self.disk, folder, self._space), now)
+        opened.empty = target in self.empty
+        return opened
+
+    def forget(self, target: int) -> None:
+        """From now on the target is empty; open() removes what is there."""
+        self.empty.add(target)
+        self._write()
+
+    def settle(self, target: int) -> None:
+        """An empty target has found its place: from now on it has a past."""
+        self.empty.discard(target)
+        self._write()
+
+    def _write(self) -> None:
+        content = {"node": self._node_id, "targets": self.ids, "empty": sorted(self.empty)}
+        head = f"{_FORMAT_NAME} {FORMAT_VERSION}\n"
+        self.disk.write_small("FORMAT", (head + json.dumps(content) + "\n").encode())
+
+
+def _parse(found: bytes, name: str, node_id: int) -> tuple[list[int], set[int]]:
+    head, _, rest = found.decode(errors="replace").partition("\n")
+    kind, _, number_text = head.partition(" ")
+    if kind != _FORMAT_NAME or not number_text.isdigit():
+        raise ConfigError(f"data folder {name} is no data of a storage daemon (its FORMAT says {head[:40]!r})")
+    if int(number_text) > FORMAT_VERSION:
+        raise FS3Error(
+            Code.FORMAT_VERSION,
+            f"data folder {name} has format {number_text}, this program knows {FORMAT_VERSION} and older",
+        )
+    try:
+        content = json.loads(rest)
+        owner, ids = int(content["node"]), [int(target) for target in content["targets"]]
+        empty = {int(target) for target in content.get("empty", [])}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"data folder {name}: its FORMAT file is damaged") from None
+    if owner != node_id:
+        raise ConfigError(f"data folder {name} belongs to node {owner}, this is node {node_id} (node_id)")
+    return ids, empty
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedTarget:
+    """A target that could not be opened, and why. damaged: its records are, while its disk works."""
+
+    id: int
+    home: Home
+    reason: str
+    damaged: bool
+
+
+class Homes:
+    """All disks of a daemon that work, by their numbers, and the targets on them: those that are open, and the others.
+
+    mgmtd takes a target for offline that a daemon does not speak of.
+    """
+
+    def __init__(self) -> None:
+        self.homes: dict[int, Home] = {}
+        self.targets: list[LocalTarget] = []
+        self.closed: list[ClosedTarget] = []
+        self._disks: list[Disk] = []
+
+    def open(
+        self,
+        names: Sequence[str],
+        open_folder: Callable[[str], Disk],
+        node_id: int,
+        targets: int,
+        reserve_bytes: int,
+        now: float,
+    ) -> None:
+        """Open what can be opened. Raises CONFIG, FORMAT_VERSION; DISK_FAILED where no disk is left."""
+        failure: FS3Error | None = None
+        for number, name in enumerate(names):
+            try:
+                disk = open_folder(name)
+                self._disks.append(disk)
+                home = self.homes[number] = Home(disk, number, node_id, targets, reserve_bytes)
+            except FS3Error as error:
+                if error.code is not Code.DISK_FAILED:
+                    raise
+                failure = error
+                logger.error("disk %d stays out: %s", number, error.message)
+                continue
+            for target in home.ids:
+                self._open_target(home, target, now)
+        if failure is not None and not self.homes:
+            raise failure
+
+    def _open_target(self, home: Home, target: int, now: float) -> None:
+        try:
+            self.targets.append(home.open(target, now))
+        except FS3Error as error:
+            if error.code not in (Code.DISK_FAILED, Code.RECORDS_DAMAGED):
+                raise
+            damaged = error.code is Code.RECORDS_DAMAGED
+            self.closed.append(ClosedTarget(target, home, error.message, damaged))
+            (logger.warning if damaged else logger.error)("target %d stays out: %s", target, error.message)
+
+    def settle_new(self, routing: RoutingInfo) -> None:
+        """Empty targets that are in no chain have nothing to lose: they may register as they are."""
+        known = {entry.target for chain in routing.chains.values() for entry in chain.targets}
+        for target in self.targets:
+            if target.empty and target.id not in known:
+                self.homes[target.disk].settle(target.id)
+                target.empty = False
+
+    def space(self, number: int) -> Space:
+        return self.homes[number].disk.space()
+
+    def close(self) -> None:
+        for target in self.targets:
+            target.engine.close()
+        for disk in self._disks:
+            disk.close()

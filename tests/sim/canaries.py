@@ -161,9 +161,9 @@ def _resync_skips_newer() -> list[Plant]:
 CANARIES: dict[str, tuple[Callable[[], list[Plant]], str]] = {
     "commit-before-forward": (_commit_before_forward, "hot"),
     "no-chain-version-check": (_no_chain_version_check, "fence"),
-    "replay-not-recognised": (_replay_not_recognised, "fence"),
+    "replay-not-recognised": (_replay_not_recognised, "again"),
     "read-of-pending": (_read_of_pending, "sprint"),
-    "lease-not-checked": (_lease_not_checked, "fence"),
+    "lease-not-checked": (_lease_not_checked, "apart"),
     "acknowledge-without-successor": (_no_successor_check, "hot"),
     "meta-replay-not-recognised": (_meta_replay_not_recognised, "files-meta"),
     "resync-compares-nothing": (_resync_skips_newer, "crash"),

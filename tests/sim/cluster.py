@@ -65,7 +65,8 @@ class Shape:
     """Between two operations of a worker, on average; 0: the seed chooses."""
     canary: str = ""
     rare: bool = True
-    """Whether rare branches are taken."""
+    """Whether rare branches are taken; those that the seed chooses, and those of `always`."""
+    always: tuple[str, ...] = ()
     plan: Plan | None = None
     """What goes wrong; the seed chooses by default."""
 
@@ -183,7 +184,7 @@ class World:
         self.seed = seed
         self.plan = plan = shape.plan or draw(
             random.Random(f"{seed}/{shape.name}/plan"),
-            Plan(shape.load_s, shape.clients, 0, shape.kv_faults),
+            Plan(shape.load_s, shape.clients, 0, shape.kv_faults, shape.always),
             shape.faults,
             shape.fault_every_s,
             shape.lease_ms / 1000,

@@ -242,7 +242,8 @@ class Faults:
         """A storage daemon that is cut off sees time nearly stand still: it believes in its lease long after it has run out.
         The product cannot hold that; a checker must see it."""
         for process in self.split(fault, chance):
-            self._run_clock(process, 0.01, fault.duration_s)
+            if process in self.world.of_kind("storage"):
+                self._run_clock(process, 0.01, fault.duration_s)
 
     def _run_clock(self, process: Process, rate: float, seconds: float) -> None:
         clock = process.clock

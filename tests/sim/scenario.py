@@ -22,6 +22,7 @@ from tests.sim.own import OwnFileLoad
 from tests.sim.rest import remove_all, settle, storm
 
 CRASHES = ("crash", "crash", "crash_many")
+CLOCKS = ("clock_jump", "clock_drift")
 NETWORK = ("partition", "isolate", "cut", "slow", "hang")
 SHAPES = {
     shape.name: shape
@@ -29,12 +30,17 @@ SHAPES = {
         Shape("calm", load_s=5),
         Shape("crash", faults=CRASHES),
         Shape("network", faults=NETWORK),
-        Shape("mixed", mgmtds=2, faults=(*CRASHES, *NETWORK, "crash_mgmtd", "crash_client", "disk_slow"), kv_faults=0.01),
+        Shape(
+            "mixed",
+            mgmtds=2,
+            faults=(*CRASHES, *NETWORK, *CLOCKS, "crash_mgmtd", "crash_client", "disk_slow", "depose"),
+            kv_faults=0.01,
+        ),
         Shape("wide", mgmtds=3, storages=5, replicas=3, targets=3, clients=4, faults=(*CRASHES, *NETWORK), kv_faults=0.01),
         Shape(
             "office",
             mgmtds=3,
-            faults=("kv_slow", "kv_slow", "crash_mgmtd", "crash_mgmtd", "partition", "crash", "hang"),
+            faults=("kv_slow", "depose", "depose", "crash_mgmtd", "crash_mgmtd", "partition", "crash", "hang"),
             kv_faults=0.05,
             fault_every_s=0.5,
         ),
@@ -52,6 +58,20 @@ SHAPES = {
             fault_every_s=0.2,
         ),
         Shape("fence", chunks=2, think_s=0.03, load_s=12, clients=4, faults=("split",), fault_every_s=2.0),
+        Shape(
+            "apart",
+            storages=2,
+            replicas=2,
+            targets=1,
+            chunks=2,
+            think_s=0.03,
+            load_s=12,
+            clients=4,
+            faults=("split",),
+            fault_every_s=4.0,
+        ),
+        Shape("again", chunks=2, think_s=0.04, load_s=4, faults=("cut", "crash"), always=("storage.write.reply-lost",)),
+        Shape("clock", mgmtds=2, metas=1, faults=(*CLOCKS, *CLOCKS, "split", "isolate", "crash")),
         Shape("disk", faults=("disk_error", "disk_slow", "crash", "full")),
         Shape("files", metas=1, workload="mounts"),
         Shape("files-meta", metas=2, workload="mounts", faults=("crash_meta", "crash_meta", "cut"), kv_faults=0.02),
@@ -60,7 +80,7 @@ SHAPES = {
             mgmtds=2,
             metas=2,
             workload="mounts",
-            faults=(*CRASHES, *NETWORK, "crash_mgmtd", "crash_meta", "crash_mount", "kv_slow", "disk_slow"),
+            faults=(*CRASHES, *NETWORK, "crash_mgmtd", "crash_meta", "crash_mount", "kv_slow", "disk_slow", *CLOCKS),
             kv_faults=0.02,
         ),
         Shape("own", metas=1, chunk_size=64 * 1024, workload="own-files"),
@@ -70,7 +90,7 @@ SHAPES = {
             metas=2,
             chunk_size=64 * 1024,
             workload="own-files",
-            faults=(*CRASHES, *NETWORK, "crash_mgmtd", "crash_meta", "crash_meta", "crash_mount", "kv_slow", "disk_slow"),
+            faults=(*CRASHES, *NETWORK, "crash_mgmtd", "crash_meta", "crash_meta", "crash_mount", "kv_slow", "disk_slow", *CLOCKS),
             kv_faults=0.02,
         ),
         Shape("late", metas=2, chunk_size=64 * 1024, workload="own-files", faults=("late",), load_s=60, fault_every_s=5.0),
@@ -85,6 +105,18 @@ UNMET = {
     for shape in (
         Shape("fsync-overwrite", think_s=0.03, load_s=6, workload="durable-overwrite", faults=("cut",)),
         Shape("rot", faults=("bit_flip", "crash"), fault_every_s=1.0),
+        Shape(
+            "clock-broken",
+            storages=2,
+            replicas=2,
+            targets=1,
+            chunks=2,
+            think_s=0.03,
+            load_s=12,
+            clients=4,
+            faults=("clock_broken",),
+            fault_every_s=4.0,
+        ),
         Shape("power", faults=("power",), fault_every_s=2.0),
     )
 }

@@ -92,7 +92,8 @@ def parse(text: str) -> Plan:
 
 
 def draw(chance: Random, plan: Plan, kinds: Sequence[str], every_s: float, lease_s: float, points: Collection[str]) -> Plan:
-    """Add to a plan the faults of its time, of these kinds, one every so often; and some of these rare branches."""
+    """Add to a plan the faults of its time, of these kinds, one every so often; and some of these rare branches, besides
+    those that it has."""
     faults = []
     at_s = 0.0
     while kinds:
@@ -102,10 +103,10 @@ def draw(chance: Random, plan: Plan, kinds: Sequence[str], every_s: float, lease
         kind = chance.choice(kinds)
         duration_s = chance.choice(DURATIONS_S) * chance.uniform(0.5, 2)
         if kind in ("split", "clock_broken"):  # what these are to show takes longer than a lease
-            duration_s = chance.uniform(1, 5) * lease_s
+            duration_s = chance.uniform(3, 8) * lease_s
         elif kind == "late":
             duration_s = chance.uniform(13, 25)
         subject, strength = chance.randrange(SUBJECTS), chance.random()
         faults.append(Fault(round(at_s, 3), kind, subject, round(duration_s, 3), round(strength, 2)))
-    rare = tuple([point for point in points if chance.random() < RARE_SHARE])
+    rare = tuple([point for point in points if chance.random() < RARE_SHARE or point in plan.rare])
     return Plan(plan.load_s, plan.clients, plan.operations, plan.kv_faults, rare, tuple(faults))

@@ -108,6 +108,7 @@ class WriteBehind:
 
     async def _fly(self, file: FileHandle, start: int, data: bytes | bytearray) -> None:
         try:
+            await trio.lowlevel.checkpoint_if_cancelled()  # where all ends, the file is closed by now
             await self._client.write(file, start, data)
         except FS3Error as error:
             if self._error is None:

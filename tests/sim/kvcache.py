@@ -186,7 +186,7 @@ class CacheLoad(Load):
 
 
 async def kv_cache(world: World) -> None:
-    """Put, get, evict, faults, rest. Names come and go in one order for all; what is there is whole; nothing is left over."""
+    """Put, get, evict, faults, rest. Names come and go in one order for all; what is there is whole; nothing is left."""
     await world.start()
     load = CacheLoad(world)
     async with janitor(world) as fs:

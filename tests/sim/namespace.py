@@ -15,6 +15,7 @@ from fs3.errors import FS3Error
 from fs3.ids import ROOT_INODE
 from fuse.fs import FileSystem, FsOptions
 from tests.sim.cluster import Process, Shape, SimEnv, SimulationError, World
+from tests.sim.listing import list_at_once
 from tests.sim.load import Load
 from tests.sim.records import check_emptied, check_store, empty_tree
 from tests.sim.rest import janitor, storm
@@ -24,6 +25,7 @@ FOLDERS = (b"a", b"b", b"c")
 NAMES = (b"x", b"y", b"z")
 KINDS = (FileKind.FILE, FileKind.DIRECTORY, FileKind.DIRECTORY, FileKind.SYMLINK, FileKind.FIFO)
 FLAGS = (RenameFlags.NONE, RenameFlags.NONE, RenameFlags.NOREPLACE, RenameFlags.EXCHANGE)
+LISTING_ATTEMPTS_MAX = 20
 RECENT = 5
 """Inodes that operations by inode, and in directories other than the folders, are done on."""
 
@@ -139,12 +141,7 @@ class NamespaceLoad(Load):
             await self.run(number, ("list", at), self.listing(fs, self.inodes[at]))
 
     async def listing(self, fs: FileSystem, inode: int) -> tuple[tuple[bytes, Any], ...]:
-        """All entries, read at one instant: so few come in one reply."""
-        handle = await fs.opendir(ROOT, inode)
-        try:
-            entries = await fs.readdir(handle, 0)
-        finally:
-            await fs.releasedir(handle)
+        entries = await list_at_once(fs, ROOT, inode)
         shown = [(name, self._learnt(attr, False)) for name, attr, _ in entries if name not in (b".", b"..")]
         return tuple(sorted(shown))
 
@@ -184,10 +181,14 @@ class NamespaceLoad(Load):
         todo = [ROOT_MARK]
         while todo:
             at = todo.pop()
-            await self.run(0, ("list", at), self.listing(fs, self.inodes[at]))
-            shown = self.history.operations[-1].output
-            if not isinstance(shown, tuple):
-                raise SimulationError(f"directory {at} cannot be listed after healing")
+            shown: Any = None
+            for _ in range(LISTING_ATTEMPTS_MAX):
+                await self.run(0, ("list", at), self.listing(fs, self.inodes[at]))
+                shown = self.history.operations[-1].output
+                if isinstance(shown, tuple):
+                    break
+            else:
+                raise SimulationError(f"directory {at} cannot be listed after healing: {shown}")
             todo += [seen[0] for _, seen in shown if seen[1] == FileKind.DIRECTORY]
 
 

@@ -8,6 +8,7 @@ from random import Random
 import trio
 
 from tests.sim.cluster import Process, World
+from tests.sim.media import Media
 from tests.sim.plan import Fault
 
 DRIFT_MAX = 0.1
@@ -26,14 +27,15 @@ class Faults:
         self.stopped = False
         self._undo: dict[int, Callable[[], None]] = {}
         self._count = 0
+        self._media = Media(self)
         self._number = 0  # of the fault that is being carried out
         self._kinds: dict[str, Callable[[Fault, Random], None]] = {
-            "crash": lambda fault, _: self._kill(fault, self._pick(fault, "storage")),
+            "crash": lambda fault, _: self.kill(fault, self.pick(fault, "storage")),
             "crash_many": self.crash_many,
-            "crash_mgmtd": lambda fault, _: self._kill(fault, self._pick(fault, "mgmtd")),
-            "crash_meta": lambda fault, _: self._kill(fault, self._pick(fault, "meta")),
-            "crash_client": lambda fault, _: self._kill(fault, self._pick(fault, "client")),
-            "crash_mount": lambda fault, _: self._kill(fault, self._pick(fault, "mount")),
+            "crash_mgmtd": lambda fault, _: self.kill(fault, self.pick(fault, "mgmtd")),
+            "crash_meta": lambda fault, _: self.kill(fault, self.pick(fault, "meta")),
+            "crash_client": lambda fault, _: self.kill(fault, self.pick(fault, "client")),
+            "crash_mount": lambda fault, _: self.kill(fault, self.pick(fault, "mount")),
             "partition": self.partition,
             "isolate": self.isolate,
             "split": self.split,
@@ -49,8 +51,6 @@ class Faults:
             "disk_error": self.disk_error,
             "disk_slow": self.disk_slow,
             "full": self.full,
-            "power": self.power,
-            "bit_flip": self.bit_flip,
         }
 
     async def run(self) -> None:
@@ -64,7 +64,8 @@ class Faults:
                 return
             world.faults[fault.kind] = world.faults.get(fault.kind, 0) + 1
             self._number = number
-            self._kinds[fault.kind](fault, Random(fault.subject))
+            carry_out = self._kinds.get(fault.kind) or self._media.kinds[fault.kind]
+            carry_out(fault, Random(fault.subject))
 
     def heal(self) -> None:
         """End all faults; what is down is started again."""
@@ -77,15 +78,15 @@ class Faults:
             if not process.alive and process.supervised:
                 process.start()
 
-    def _tell(self, what: str) -> None:
+    def tell(self, what: str) -> None:
         """Say what the fault that is being carried out does."""
         self.world.trace.note(f"fault: {what}")
         before = self.world.happened.get(self._number)
         self.world.happened[self._number] = f"{before}; {what}" if before else what
 
-    def _for_a_while(self, what: str, seconds: float, undo: Callable[[], None]) -> None:
+    def for_a_while(self, what: str, seconds: float, undo: Callable[[], None]) -> None:
         """Undo something later, or at the healing."""
-        self._tell(what)
+        self.tell(what)
         self._count += 1
         number = self._count
         self._undo[number] = undo
@@ -98,14 +99,14 @@ class Faults:
 
         self.world.network.at(trio.current_time() + seconds, end)
 
-    def _pick(self, fault: Fault, *kinds: str) -> Process:
+    def pick(self, fault: Fault, *kinds: str) -> Process:
         """Whom a fault meets."""
         found = [process for kind in kinds for process in self.world.of_kind(kind)]
         return found[fault.subject % len(found)]
 
     # Processes
 
-    def _kill(self, fault: Fault, process: Process, power: bool = False) -> None:
+    def kill(self, fault: Fault, process: Process, power: bool = False) -> None:
         if not process.alive:
             return
         process.crash(power=power)
@@ -116,20 +117,13 @@ class Faults:
             if not process.alive and process.supervised:
                 process.start()
 
-        self._for_a_while(f"{process.name} is {'without power' if power else 'down'}", fault.duration_s, restart)
+        self.for_a_while(f"{process.name} is {'without power' if power else 'down'}", fault.duration_s, restart)
 
     def crash_many(self, fault: Fault, chance: Random) -> None:
         """Several storage daemons at once, perhaps all of them."""
         for process in self.world.of_kind("storage"):
             if chance.random() < 0.7:
-                self._kill(fault, process)
-
-    def power(self, fault: Fault, chance: Random) -> None:
-        """One storage host loses power, while no other is down."""
-        storages = self.world.of_kind("storage")
-        routing = self.world.mgmtd.routing if self.world.mgmtd is not None else None
-        if routing is not None and self.world.serving(routing) and all(process.alive for process in storages):
-            self._kill(fault, self._pick(fault, "storage"), power=True)
+                self.kill(fault, process)
 
     # The network
 
@@ -152,7 +146,7 @@ class Faults:
 
     def isolate(self, fault: Fault, chance: Random) -> None:
         """A storage daemon and mgmtd do not hear each other, while clients hear both."""
-        process = self._pick(fault, "storage")
+        process = self.pick(fault, "storage")
         pairs = []
         for other in self.world.of_kind("mgmtd"):
             pairs += [(process.name, other.name), (other.name, process.name)]
@@ -178,12 +172,12 @@ class Faults:
             for source, destination in pairs:
                 network.unblock(source, destination)
 
-        self._for_a_while(what, seconds, heal)
+        self.for_a_while(what, seconds, heal)
 
     def cut(self, fault: Fault, chance: Random) -> None:
         """The connections between two hosts break."""
         a, b = chance.sample(self._hosts(), 2)
-        self._tell(f"connections of {a} and {b} are cut")
+        self.tell(f"connections of {a} and {b} are cut")
         self.world.network.cut(a, b)
 
     def slow(self, fault: Fault, chance: Random) -> None:
@@ -191,7 +185,7 @@ class Faults:
         name = chance.choice(self._hosts())
         network = self.world.network
         network.slow[name] = times = float(round(10 * 100**fault.strength))
-        self._for_a_while(f"{name} is {times:.0f} times slower", fault.duration_s, lambda: _drop(network.slow, name))
+        self.for_a_while(f"{name} is {times:.0f} times slower", fault.duration_s, lambda: _drop(network.slow, name))
 
     def hang(self, fault: Fault, chance: Random) -> None:
         """A process does not react: nothing gets in or out, though its own clock goes on."""
@@ -202,7 +196,7 @@ class Faults:
 
     def late(self, fault: Fault, chance: Random) -> None:
         """What a meta daemon sends to the storage daemons arrives long after it gave up waiting, and another took over."""
-        process = self._pick(fault, "meta")
+        process = self.pick(fault, "meta")
         weather = self.world.network.weather
         weather.patience_min_s = weather.patience_max_s = 60.0
         pairs = [(process.name, other.name) for other in self.world.of_kind("storage")]
@@ -212,16 +206,16 @@ class Faults:
 
     def kv_slow(self, fault: Fault, chance: Random) -> None:
         """The store answers a mgmtd or meta daemon so late that it may have lost its lease by then."""
-        name = self._pick(fault, "mgmtd", "meta").name
+        name = self.pick(fault, "mgmtd", "meta").name
         slow_s = self.world.kv_slow_s
         slow_s[name] = by_s = round(0.1 * 20**fault.strength, 3)
         what = f"the store takes up to {by_s} s for {name}"
-        self._for_a_while(what, fault.duration_s, lambda: _drop(slow_s, name))
+        self.for_a_while(what, fault.duration_s, lambda: _drop(slow_s, name))
 
     def depose(self, fault: Fault, chance: Random) -> None:
         """The next change of the primary mgmtd is held up between its check and its commit, until another one is primary."""
         self.world.depose_within_s = max(1.0, fault.duration_s)
-        self._tell("the primary mgmtd is deposed in its next commit")
+        self.tell("the primary mgmtd is deposed in its next commit")
 
     # Clocks
 
@@ -230,7 +224,7 @@ class Faults:
         process = self.world.processes[chance.choice(self._hosts())]
         by_s = round(chance.choice((-1, 1)) * 10 ** (6 * fault.strength), 3)
         process.clock.skew_ns += int(by_s * 1e9)
-        self._tell(f"the wall clock of {process.name} jumps by {by_s} s")
+        self.tell(f"the wall clock of {process.name} jumps by {by_s} s")
 
     def clock_drift(self, fault: Fault, chance: Random) -> None:
         """A host's monotonic clock runs too fast or too slow, as far as leases have to stand."""
@@ -249,13 +243,13 @@ class Faults:
         clock = process.clock
         clock.run_at(rate)
         what = f"the clock of {process.name} runs at {rate:.4f}"
-        self._for_a_while(what, seconds, lambda: clock.run_at(clock.usual_rate))
+        self.for_a_while(what, seconds, lambda: clock.run_at(clock.usual_rate))
 
     # Disks
 
     def disk_error(self, fault: Fault, chance: Random) -> None:
         """A disk errs. Its daemon gives up its targets; an operator starts it again later."""
-        process = self._pick(fault, "storage")
+        process = self.pick(fault, "storage")
         platter = self.world.platters[process.name]
         platter.errors = (0.01, 0.2, 1.0)[min(2, int(3 * fault.strength))]
 
@@ -264,11 +258,11 @@ class Faults:
             process.crash()
             process.start()
 
-        self._for_a_while(f"the disk of {process.name} errs at {platter.errors}", fault.duration_s, repair)
+        self.for_a_while(f"the disk of {process.name} errs at {platter.errors}", fault.duration_s, repair)
 
     def disk_slow(self, fault: Fault, chance: Random) -> None:
         """A disk often takes long."""
-        process = self._pick(fault, "storage")
+        process = self.pick(fault, "storage")
         platter = self.world.platters[process.name]
         wear = platter.wear
         wear.spike, wear.spike_s = 0.3, fault.strength
@@ -277,25 +271,18 @@ class Faults:
             usual = type(wear)()
             wear.spike, wear.spike_s = usual.spike, usual.spike_s
 
-        self._for_a_while(f"the disk of {process.name} takes up to {wear.spike_s} s", fault.duration_s, over)
+        self.for_a_while(f"the disk of {process.name} takes up to {wear.spike_s} s", fault.duration_s, over)
 
     def full(self, fault: Fault, chance: Random) -> None:
         """A disk has no space."""
-        process = self._pick(fault, "storage")
+        process = self.pick(fault, "storage")
         platter = self.world.platters[process.name]
         platter.full = True
 
         def room() -> None:
             platter.full = False
 
-        self._for_a_while(f"the disk of {process.name} is full", fault.duration_s, room)
-
-    def bit_flip(self, fault: Fault, chance: Random) -> None:
-        """A bit on a disk is wrong from now on."""
-        process = self._pick(fault, "storage")
-        where = self.world.platters[process.name].flip_bit()
-        if where:
-            self._tell(f"a bit of {where} of {process.name} flips")
+        self.for_a_while(f"the disk of {process.name} is full", fault.duration_s, room)
 
 
 def _drop(into: dict[str, float], name: str) -> None:

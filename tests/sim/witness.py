@@ -31,6 +31,10 @@ class BrokenRuleError(Exception):
     """Somebody did what the protocol forbids."""
 
 
+_BY_CLIENTS = (UpdateKind.WRITE, UpdateKind.TRUNCATE, UpdateKind.PUNCH)
+"""Without a version they come from clients; a removal may come from a resync too."""
+
+
 @dataclass(slots=True)
 class Answer:
     """What one request told of a chunk. version: 0 where the chunk is absent. removes: it may have removed the chunk."""
@@ -137,7 +141,7 @@ class Witness:
 
     def took(self, engine: ChunkEngine, update: Any, chain_version: int) -> None:
         disk, target = self._engines[engine]
-        if not disk.closed and update.version == 0 and update.tag.client and update.kind is not UpdateKind.REPLACE:
+        if not disk.closed and update.version == 0 and update.kind in _BY_CLIENTS:
             self._tell(self.rules.numbered, update.chain, chain_version, target)
 
     def _tell(self, rule: Callable[..., None], *what: Any) -> None:

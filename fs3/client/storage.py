@@ -43,6 +43,7 @@ from ..errors import Code, FS3Error, ProtocolError
 from ..ids import ChunkId, RequestTag
 from ..routing import Chain, RoutingInfo
 from ..transport.base import Part
+from ..transport.buffers import BufferPool
 from ..wire.frame import PAYLOAD_SIZE_MAX
 from .channels import ChannelPool
 from .retry import Action, Backoff, action_for
@@ -59,8 +60,12 @@ SLOWEST_BYTES_PER_S = 8 * 1024 * 1024
 SUSPECT_S = 1.0
 """How long a client lets a daemon take to hear that its bytes are wrong."""
 
-OWN_REQUEST_BYTES = 128 * 1024
-"""A read of at least this size is a request of its own, landing in place; smaller ones share a request per node."""
+IN_PLACE_BYTES = 16 * 1024
+"""A read of at least this size lands in its place, smaller ones are copied there: each costs a call less to receive."""
+REQUEST_BYTES = 1024 * 1024
+"""Reads that land in place share a request of up to this size, so that several requests are on their way at once."""
+
+_EMPTY = memoryview(b"")
 
 COMPLAIN_AFTER_S = 2.0
 """A call that has met errors for this long says so in the log, once."""
@@ -83,7 +88,7 @@ class Caller(Protocol):
         *,
         deadline: float,
         payload: Sequence[Part] = (),
-        into: memoryview | None = None,
+        into: memoryview | Sequence[memoryview] | None = None,
     ) -> tuple[Rep, memoryview]: ...
 
 
@@ -108,12 +113,14 @@ class ChunkRead:
 
 @dataclass(slots=True)
 class _Batch:
-    """Reads that go to one node in one request. items: (position in the caller's list, target)."""
+    """Reads that go to one node in one request. items: (position in the caller's list, target). in_place: their bytes are
+    received where they belong."""
 
     node: int
     address: str
     items: list[tuple[int, int]]
     bytes: int
+    in_place: bool
 
 
 @dataclass(slots=True)
@@ -171,6 +178,7 @@ class StorageClient:
         self._rpc = rpc
         self._channels = ChannelPool(client_id)
         self._selector = ReplicaSelector(host, client_id)
+        self._buffers = BufferPool()  # for what is not received in place
 
     # Reading
 
@@ -210,10 +218,10 @@ class StorageClient:
         tried: dict[int, frozenset[int]],
         failures: list[_Failure],
     ) -> list[_Batch]:
-        """Pick a replica for each pending read and gather the small ones by node."""
+        """Pick a replica for each pending read and gather them by node."""
         now = self.env.monotonic()
         batches: list[_Batch] = []
-        shared: dict[int, _Batch] = {}
+        shared: dict[tuple[int, bool], _Batch] = {}
         for position in pending:
             read = reads[position]
             chain = routing.chains.get(read.chain)
@@ -225,15 +233,15 @@ class StorageClient:
                 failures.append(_Failure(position, 0, error))
                 continue
             size = len(read.into)
-            batch = shared.get(node.id) if size < OWN_REQUEST_BYTES else None
-            if batch is not None and len(batch.items) < READ_RANGES_MAX and batch.bytes + size <= PAYLOAD_SIZE_MAX:
+            in_place = size >= IN_PLACE_BYTES
+            batch = shared.get((node.id, in_place))
+            limit = REQUEST_BYTES if in_place else PAYLOAD_SIZE_MAX
+            if batch is not None and len(batch.items) < READ_RANGES_MAX and batch.bytes + size <= limit:
                 batch.items.append((position, target))
                 batch.bytes += size
                 continue
-            batch = _Batch(node.id, node.address, [(position, target)], size)
+            batch = shared[node.id, in_place] = _Batch(node.id, node.address, [(position, target)], size, in_place)
             batches.append(batch)
-            if size < OWN_REQUEST_BYTES:
-                shared[node.id] = batch
         return batches
 
     async def _read_batch(
@@ -251,8 +259,13 @@ class StorageClient:
             read = reads[position]
             version = routing.chains[read.chain].version
             ranges.append(ReadRange(read.chain, version, target, read.chunk, read.offset, len(read.into)))
-        alone = len(ranges) == 1
-        into = reads[batch.items[0][0]].into if alone else memoryview(bytearray(batch.bytes))
+        into: memoryview | list[memoryview]
+        if len(ranges) == 1:
+            into = reads[batch.items[0][0]].into
+        elif batch.in_place:
+            into = [reads[position].into for position, _ in batch.items]
+        else:
+            into = self._buffers.take(batch.bytes)
         started = self.env.monotonic()
         attempt_s = 0.0005 if self.env.rare("client.read.impatient") else ATTEMPT_S
         limit = min(deadline, started + attempt_s + batch.bytes / SLOWEST_BYTES_PER_S)
@@ -269,11 +282,15 @@ class StorageClient:
             return
         now = self.env.monotonic()
         self._selector.succeeded(batch.node, now - started, now)
+        if isinstance(into, list) and not len(payload):
+            payload = _rejoin(into, reply.results)
+        in_place = isinstance(into, list) and not len(payload)
         at = 0
         for (position, target), result in zip(batch.items, reply.results, strict=True):
-            data = payload[at : at + result.length]
+            read = reads[position]
+            data = read.into[: result.length] if in_place else payload[at : at + result.length]
             at += result.length
-            failed = _take(reads[position], data, result, alone)
+            failed = _take(read, data, result, in_place or len(ranges) == 1)
             if failed is None:
                 lengths[position] = result.length
             else:
@@ -460,6 +477,13 @@ class StorageClient:
                 if retry is None:
                     retry = _Retry(self, what, deadline)
                 await retry.pause(error, routing.version)
+
+
+def _rejoin(buffers: Sequence[memoryview], results: Sequence[ReadResult]) -> memoryview:
+    """The bytes that were received into these buffers, in one piece; empty where each range has filled its own."""
+    if all(len(buffer) == result.length for buffer, result in zip(buffers, results, strict=True)):
+        return _EMPTY
+    return memoryview(b"".join(buffers))[: sum([result.length for result in results])]
 
 
 def _take(read: ChunkRead, data: memoryview, result: ReadResult, in_place: bool) -> FS3Error | None:

@@ -61,7 +61,7 @@ class _Link:
 
     async def call(
         self, method: int, body: bytes, now: float, deadline: float, payload: Sequence[Part],
-        into: memoryview | None, flags: int,
+        into: memoryview | Sequence[memoryview] | None, flags: int,
     ) -> Frame:  # fmt: skip
         request_id = self._next_id
         self._next_id = request_id + 1
@@ -70,7 +70,10 @@ class _Link:
         if deadline < self.client.wakes_at:
             self.client.watch(deadline)
         if into is not None:
-            connection.expose(request_id, into)
+            if isinstance(into, memoryview) or connection.scatters:
+                connection.expose(request_id, into)
+            else:
+                into = None
         timeout_ms = min(int((deadline - now) * 1000) + 1, _TIMEOUT_MS_MAX) if deadline < math.inf else _TIMEOUT_MS_MAX
         try:
             # While callers that got their replies together have yet to run, their next requests may leave together too.
@@ -216,9 +219,11 @@ class RpcClient:
 
     async def call_bulk(
         self, address: str, method: Method[Req, Rep], request: Req, *, deadline: float,
-        payload: Sequence[Part] = (), into: memoryview | None = None, relayed: bool = False,
+        payload: Sequence[Part] = (), into: memoryview | Sequence[memoryview] | None = None, relayed: bool = False,
     ) -> tuple[Rep, memoryview]:  # fmt: skip
         """The reply and its payload, which landed in `into` if it fits there, else in a fresh buffer.
+
+        Several buffers may take it one after the other, where the connection can do that; what is returned is empty then.
 
         relayed: the request is sent on behalf of another one that this process serves (a forwarded write): the peer
         does not count it against its limits, since servers that hold back each other's relays could wait in a ring.

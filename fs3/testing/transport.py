@@ -169,6 +169,15 @@ async def exposed_buffers_take_replies(subject: Subject) -> None:
         assert payload_of(frame) == data[:101] and bytes(small) == bytes(100), "a buffer too small was written to"
         await client.withdraw(6)
 
+        if client.scatters:
+            several = [memoryview(bytearray(size)) for size in (100_000, 0, 1, MIB, MIB)]
+            client.expose(9, several)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.send, reply(9), [data])
+                frame = await client.receive()
+            assert frame.payload is None and b"".join(several)[: len(data)] == data, "not filled one after the other"
+            await client.withdraw(9)
+
         client.expose(7, into)
         before = bytes(into)
         await server.send(reply(8), [b"another's"])

@@ -37,6 +37,8 @@ class Connection(ABC):
     """The other side's address, for log lines."""
     gathers = False
     """Whether `start_send` does anything with `more`."""
+    scatters = False
+    """Whether `expose` takes several buffers."""
 
     @abstractmethod
     async def send(self, frame: Frame, payload: Sequence[Part] = ()) -> None:
@@ -71,8 +73,11 @@ class Connection(ABC):
         return False
 
     @abstractmethod
-    def expose(self, request_id: int, into: memoryview) -> None:
-        """Client side, before sending a request: its reply's payload, if it fits, lands in `into`."""
+    def expose(self, request_id: int, into: memoryview | Sequence[memoryview]) -> None:
+        """Client side, before sending a request: its reply's payload, if it fits, lands in `into`.
+
+        Several buffers, where the connection scatters, are filled one after the other; the frame has no payload then.
+        """
 
     @abstractmethod
     async def withdraw(self, request_id: int) -> None:

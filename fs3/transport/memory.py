@@ -90,7 +90,8 @@ class MemoryConnection(Connection):
             frame.payload[:] = data
         return frame
 
-    def expose(self, request_id: int, into: memoryview) -> None:
+    def expose(self, request_id: int, into: memoryview | Sequence[memoryview]) -> None:
+        assert isinstance(into, memoryview)
         self._exposed[request_id] = into
 
     async def withdraw(self, request_id: int) -> None:

@@ -50,6 +50,7 @@ class TcpConnection(Connection):
     """One connected socket."""
 
     gathers = True
+    scatters = True
 
     def __init__(self, sock: socket.socket, peer: str, buffers: BufferPool) -> None:
         self.peer = peer
@@ -58,7 +59,7 @@ class TcpConnection(Connection):
         self._buffers = buffers
         self._framer = Framer(self._allocate)
         self._frames: deque[Frame] = deque()
-        self._exposed: dict[int, memoryview] = {}
+        self._exposed: dict[int, memoryview | Sequence[memoryview]] = {}
         self._drained = True  # the last read took all there was, so the next one would block
         self._taken = 0  # bytes since the last wait
         self._sending = False
@@ -289,14 +290,16 @@ class TcpConnection(Connection):
             self._close(error.message)
             raise
 
-    def _allocate(self, frame: Frame) -> memoryview:
+    def _allocate(self, frame: Frame) -> memoryview | Sequence[memoryview]:
         if frame.kind is Kind.REPLY:
             into = self._exposed.get(frame.request_id)
-            if into is not None and len(into) >= frame.payload_length:
-                return into
+            if into is not None:
+                room = len(into) if isinstance(into, memoryview) else sum([len(buffer) for buffer in into])
+                if room >= frame.payload_length:
+                    return into
         return self._buffers.take(frame.payload_length)
 
-    def expose(self, request_id: int, into: memoryview) -> None:
+    def expose(self, request_id: int, into: memoryview | Sequence[memoryview]) -> None:
         self._exposed[request_id] = into
 
     async def withdraw(self, request_id: int) -> None:

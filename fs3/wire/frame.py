@@ -13,7 +13,7 @@ into the buffer that `allocate` gave for it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -57,7 +57,8 @@ class Frame:
     payload_length: int = 0
 
 
-Allocate = Callable[[Frame], memoryview]
+Allocate = Callable[[Frame], "memoryview | Sequence[memoryview]"]
+"""Gives a frame's payload its place: a buffer, or several that it fills one after the other (frame.payload stays None)."""
 
 
 def encode_head(
@@ -84,9 +85,10 @@ class Framer:
         self._start = 0
         self._end = 0
         self._frame: Frame | None = None  # whose payload is being received
-        self._payload = memoryview(b"")
+        self._payload = memoryview(b"")  # where the next bytes of it go, and in _rest where those after them go
+        self._rest: list[memoryview] = []
         self._filled = 0
-        # Invariant: 0 <= _start <= _end <= len(_staging); _frame is None, or _filled < _frame.payload_length.
+        # Invariant: 0 <= _start <= _end <= len(_staging); _frame is None, or _filled < len(_payload).
 
     def buffer(self) -> memoryview:
         """Where the transport is to put the next bytes; never empty."""
@@ -106,7 +108,7 @@ class Framer:
         frames: list[Frame] = []
         if self._frame is not None:
             self._filled += count
-            if self._filled < self._frame.payload_length:
+            if self._filled < len(self._payload) or self._next_buffer():
                 return frames
             frames.append(self._finish())
         else:
@@ -119,7 +121,16 @@ class Framer:
         """Never touch again the buffer allocated for this request's payload, should it be half received."""
         frame = self._frame
         if frame is not None and frame.request_id == request_id:
-            self._payload = memoryview(bytearray(frame.payload_length))
+            left = len(self._payload) - self._filled + sum([len(buffer) for buffer in self._rest])
+            frame.payload = memoryview(bytearray(frame.payload_length))
+            self._payload, self._rest, self._filled = frame.payload[frame.payload_length - left :], [], 0
+
+    def _next_buffer(self) -> bool:
+        """Go on with the next place of the payload, if there is one."""
+        if not self._rest:
+            return False
+        self._payload, self._filled = self._rest.pop(0), 0
+        return True
 
     def _make_room(self) -> None:
         pending = self._end - self._start
@@ -158,17 +169,36 @@ class Framer:
         self._start = body_at + body_length
         if payload_length == 0:
             return frame
-        self._payload = self._allocate(frame)[:payload_length]
-        assert len(self._payload) == payload_length, "allocate() gave too small a buffer"
-        ready = min(payload_length, self._end - self._start)
-        self._payload[:ready] = self._staging[self._start : self._start + ready]
-        self._start += ready
-        self._frame, self._filled = frame, ready
-        return self._finish() if ready == payload_length else None
+        self._place(frame)
+        while (ready := min(len(self._payload) - self._filled, self._end - self._start)) > 0:
+            self._payload[self._filled : self._filled + ready] = self._staging[self._start : self._start + ready]
+            self._start += ready
+            self._filled += ready
+            if self._filled == len(self._payload) and not self._next_buffer():
+                self._payload = memoryview(b"")
+                return frame
+        self._frame = frame
+        return None
+
+    def _place(self, frame: Frame) -> None:
+        """Ask where a payload is to go."""
+        place = self._allocate(frame)
+        left = frame.payload_length
+        if isinstance(place, memoryview):
+            self._payload = frame.payload = place[:left]
+            left -= len(self._payload)
+        else:
+            buffers = []
+            for buffer in place:
+                if left and len(buffer):
+                    buffers.append(buffer[:left])
+                    left -= len(buffers[-1])
+            self._payload, *self._rest = buffers
+        assert left == 0, "allocate() gave too small a buffer"
+        self._filled = 0
 
     def _finish(self) -> Frame:
         frame = self._frame
         assert frame is not None
-        frame.payload = self._payload
         self._frame, self._payload = None, memoryview(b"")
         return frame

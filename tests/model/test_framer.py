@@ -114,6 +114,46 @@ def test_a_claim_alone_allocates_nothing(body_length: int, payload_length: int, 
     assert len(framer.buffer()) <= 128 * 1024
 
 
+@given(st.lists(frames, max_size=4), sizes, st.lists(st.integers(0, 20_000), max_size=8), st.data())
+def test_payloads_are_scattered_in_order(
+    drawn: list[DRAWN], pieces: list[int], rooms: list[int], data: st.DataObject
+) -> None:
+    plain = expand(drawn)
+    abandoned = data.draw(st.sampled_from([0, *[number for _, _, _, number, _, _, _ in plain]]))
+    places: list[list[memoryview]] = []
+
+    def allocate(frame: Frame) -> list[memoryview]:
+        missing = max(0, frame.payload_length - sum(rooms))
+        places.append([memoryview(bytearray(size)) for size in (*rooms, missing)])
+        return places[-1]
+
+    framer = Framer(allocate)
+    raw = stream(plain)
+    at = 0
+    got: list[Frame] = []
+    cut = data.draw(st.integers(0, len(raw)))
+    frozen: list[bytes] | None = None
+    while at < len(raw):
+        if at >= cut and frozen is None:
+            framer.abandon(abandoned)
+            frozen = [bytes(buffer) for buffer in places[-1]] if places else []
+            begun = len(places)
+        buffer = framer.buffer()
+        count = min(pieces[len(got) % len(pieces)] + len(raw) // 300, len(buffer), len(raw) - at)
+        buffer[:count] = raw[at : at + count]
+        at += count
+        got += framer.received(count)
+    assert [(frame.request_id, frame.body) for frame in got] == [(one[3], one[5]) for one in plain]
+    filled = iter(places)
+    for number, (frame, (*_, payload)) in enumerate(zip(got, plain, strict=True)):
+        if payload:
+            buffers = next(filled)
+            if frame.payload is None:
+                assert b"".join(buffers)[: len(payload)] == payload, number
+            else:
+                assert frame.request_id == abandoned and frozen == [bytes(buffer) for buffer in places[begun - 1]]
+
+
 @given(st.lists(frames, min_size=1, max_size=4), sizes, st.data())
 def test_abandoned_payloads_do_not_disturb_the_stream(drawn: list[DRAWN], pieces: list[int], data: st.DataObject) -> None:
     plain = expand(drawn)

@@ -392,7 +392,8 @@ class SimConnection(Connection):
         if self._room:
             self._room.unpark_all()
 
-    def expose(self, request_id: int, into: memoryview) -> None:
+    def expose(self, request_id: int, into: memoryview | Sequence[memoryview]) -> None:
+        assert isinstance(into, memoryview)
         self._exposed[request_id] = into
 
     async def withdraw(self, request_id: int) -> None:

@@ -49,10 +49,14 @@ Answer = Callable[[str, Any, bytes], Awaitable[tuple[Any, bytes]]]
 
 
 class FakeRpc:
-    """Hands every request to `answer(address, request, payload)`, which returns the reply and its payload."""
+    """Hands every request to `answer(address, request, payload)`, which returns the reply and its payload.
+
+    scatters: as a connection that can put a payload into several buffers.
+    """
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
+        self.scatters = False
         self.sent: list[tuple[str, Any]] = []
 
     async def call(self, address: str, method: Any, request: Any, *, deadline: float, payload: Any = ()) -> Any:
@@ -64,6 +68,14 @@ class FakeRpc:
     ) -> Any:
         self.sent.append((address, request))
         reply, data = await self._answer(address, request, b"".join(bytes(p) for p in payload))
+        if isinstance(into, list):
+            if not self.scatters:
+                return reply, memoryview(data)
+            for buffer in into:
+                piece, data = data[: len(buffer)], data[len(buffer) :]
+                buffer[: len(piece)] = piece
+            assert not data
+            return reply, memoryview(b"")
         if into is not None and len(data) <= len(into):
             into[: len(data)] = data
             return reply, into[: len(data)]

@@ -22,7 +22,7 @@ from fs3.api.storage import (
     WriteRequest,
 )
 from fs3.checksum import BLOCK_SIZE, piece_checksums
-from fs3.client.storage import OWN_REQUEST_BYTES, ChunkRead, StorageClient
+from fs3.client.storage import IN_PLACE_BYTES, REQUEST_BYTES, ChunkRead, StorageClient
 from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId
 from fs3.routing import PublicState
@@ -103,15 +103,33 @@ async def test_a_short_chunk_reads_as_zeros_and_tells_its_length(autojump_clock:
     assert (lengths, bytes(into), bytes(absent)) == ([3, 0], b"abc" + bytes(7), bytes(4))
 
 
-async def test_small_reads_share_a_request_and_large_ones_do_not(autojump_clock: trio.abc.Clock) -> None:
+@pytest.mark.parametrize("scatters", [False, True])
+async def test_reads_share_requests_by_size(autojump_clock: trio.abc.Clock, scatters: bool) -> None:
     daemons = Daemons()
-    buffers = [bytearray(100) for _ in range(5)] + [bytearray(OWN_REQUEST_BYTES) for _ in range(2)]
+    daemons.rpc.scatters = scatters
+    sizes = [100] * 5 + [REQUEST_BYTES] + [IN_PLACE_BYTES] * 3 + [REQUEST_BYTES - 2 * IN_PLACE_BYTES, REQUEST_BYTES + 1]
+    buffers = [bytearray(b"x" * size) for size in sizes]
     for index, buffer in enumerate(buffers):
         daemons.chunks[ChunkId(5, index)] = bytes([index]) * len(buffer)
     reads = [ChunkRead(1, ChunkId(5, index), 0, memoryview(b)) for index, b in enumerate(buffers)]
     await daemons.client.read(reads, deadline=trio.current_time() + 1)
-    assert [bytes(b) for b in buffers] == [daemons.chunks[ChunkId(5, i)] for i in range(7)]
-    assert sorted(len(request.ranges) for _, request in daemons.rpc.sent) == [1, 1, 5]
+    assert [bytes(b) for b in buffers] == [daemons.chunks[ChunkId(5, i)] for i in range(len(sizes))]
+    assert sorted(len(request.ranges) for _, request in daemons.rpc.sent) == [1, 1, 1, 3, 5]
+
+
+@pytest.mark.parametrize("scatters", [False, True])
+async def test_large_reads_at_the_ends_of_chunks(autojump_clock: trio.abc.Clock, scatters: bool) -> None:
+    daemons = Daemons()
+    daemons.rpc.scatters = scatters
+    there = [0, IN_PLACE_BYTES, 17, IN_PLACE_BYTES, 0, IN_PLACE_BYTES - 1]
+    for index, length in enumerate(there):
+        daemons.chunks[ChunkId(5, index)] = bytes([index]) * length
+    buffers = [bytearray(b"x" * IN_PLACE_BYTES) for _ in there]
+    reads = [ChunkRead(1, ChunkId(5, index), 0, memoryview(b)) for index, b in enumerate(buffers)]
+    assert await daemons.client.read(reads, deadline=trio.current_time() + 1) == there
+    for index, (buffer, length) in enumerate(zip(buffers, there, strict=True)):
+        assert bytes(buffer) == bytes([index]) * length + bytes(IN_PLACE_BYTES - length)
+    assert len(daemons.rpc.sent) == 1
 
 
 async def test_a_dead_replica_sends_the_reader_to_another_at_once(autojump_clock: trio.abc.Clock) -> None:

@@ -10,7 +10,16 @@ from typing import Any, TypeVar
 import trio
 
 from fs3.api.common import STATUS, Empty
-from fs3.api.storage import DUMP, READ, ChunkMeta, DumpRequest, ReadRange, ReadRequest
+from fs3.api.storage import (
+    DUMP,
+    READ,
+    SUSPECT,
+    ChunkMeta,
+    DumpRequest,
+    ReadRange,
+    ReadRequest,
+    SuspectRequest,
+)
 from fs3.checksum import piece_checksums
 from fs3.cli.access import visiting
 from fs3.client.mgmtd import MgmtdClient
@@ -94,8 +103,10 @@ async def _compare(visit: Visit, chain: Chain) -> list[str]:
     for meta in dumps[first].values():
         contents = {target: await _content(visit, chain, target, meta) for target in dumps}
         for target, content in contents.items():
-            if isinstance(content, FS3Error) or content != contents[first]:
-                wrong.append(f"chain {chain.id}: {meta.chunk} at target {target}: {str(content)[:200]}")
+            if isinstance(content, str):
+                wrong.append(f"chain {chain.id}: {meta.chunk} at target {target}: {content}")
+            elif content != contents[first]:
+                wrong.append(f"chain {chain.id}: {meta.chunk} at target {target}: other bytes than at target {first}")
     return wrong
 
 
@@ -115,7 +126,7 @@ async def _dump(visit: Visit, chain: Chain, target: int) -> dict[Any, ChunkMeta]
         after = reply.chunks[-1].chunk
 
 
-async def _content(visit: Visit, chain: Chain, target: int, meta: ChunkMeta) -> bytes | FS3Error:
+async def _content(visit: Visit, chain: Chain, target: int, meta: ChunkMeta) -> bytes | str:
     """The bytes of a chunk at one replica, verified; or why they cannot be had."""
     wanted = ReadRange(chain.id, chain.version, target, meta.chunk, 0, meta.length)
     try:
@@ -123,9 +134,12 @@ async def _content(visit: Visit, chain: Chain, target: int, meta: ChunkMeta) -> 
             visit.address(target), READ, ReadRequest((wanted,)), deadline=visit.deadline
         )
     except FS3Error as error:
-        return error
+        return str(error)
     (result,) = reply.results
     data = bytes(payload)
     if result.code or result.length != meta.length or piece_checksums(data, 0) != result.checksums:
-        return FS3Error(result.code or 1, result.message or f"{result.length} bytes, not as their checksums say")
+        # As every reader does: the daemon checks and repairs what readers complain of.
+        suspect = SuspectRequest(target, (meta.chunk,))
+        await visit.rpc.call(visit.address(target), SUSPECT, suspect, deadline=visit.deadline)
+        return f"error {result.code}: {result.message} ({result.length} bytes of {meta.length})"
     return data

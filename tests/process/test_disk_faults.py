@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from fs3.routing import LocalState
-from tests.process.faults import Faults, read_back, wait_equal, write_down, writing
+from tests.process.faults import FILES, Faults, read_back, record_stores, rot, wait_equal, write_down, writing
 from tests.process.harness import Cluster, cluster, wait_until, watchdog
-from tests.process.replicas import routing_of
+from tests.process.replicas import metrics_of, routing_of
 
 pytestmark = pytest.mark.process
 
@@ -44,6 +44,15 @@ class Hurt:
         self.faults.set()
         self.cluster.wait_restarted(name, self.cluster.kill(name))
         self.cluster.wait_serving()
+
+    def counted(self, name: str, what: str) -> float:
+        """A counter of a daemon."""
+        found = metrics_of(self.cluster.mgmtd(), NODES[name]).get(f"storage.{what}", 0)
+        assert isinstance(found, float | int)
+        return found
+
+    def incarnation(self, name: str) -> int:
+        return routing_of(self.cluster.mgmtd()).nodes[NODES[name]].incarnation
 
     def offline(self, name: str) -> int:
         """How many targets of a daemon are offline."""
@@ -109,3 +118,64 @@ def test_a_disk_that_cannot_be_read(hurt: Hurt, tmp_path: Path) -> None:
         hurt.restart("storage-1")
         wait_equal(made)
         read_back(folder, pattern)
+
+
+def test_bytes_that_rot(hurt: Hurt, tmp_path: Path) -> None:
+    """Readers get the right bytes from the other replica; the damaged one is found, counted and repaired."""
+    made, folder, pattern = hurt.cluster, hurt.folder(tmp_path.name), secrets.token_bytes(16)
+    with watchdog(made, LIMIT_S):
+        write_down(folder, pattern)
+        assert rot(made.data / "storage-1", pattern) >= FILES
+        read_back(folder, pattern)
+        wait_equal(made)
+        assert hurt.counted("storage-1", "repaired_chunks") >= FILES
+        read_back(folder, pattern)
+
+
+def test_records_that_are_damaged(hurt: Hurt, tmp_path: Path) -> None:
+    """The target does not serve what it has; it is filled from its chain."""
+    made, folder, pattern = hurt.cluster, hurt.folder(tmp_path.name), secrets.token_bytes(16)
+    with watchdog(made, LIMIT_S):
+        write_down(folder, pattern)
+        hurt.restart("storage-1")  # so that all kinds of files are there
+        write_down(folder, pattern[::-1])
+        made.keep_down("storage-1")
+        stores = record_stores(made.data / "storage-1")
+        for number, store in enumerate(stores):
+            damage(store, ("CURRENT", "MANIFEST-*", "*.sst", "*.log")[number % 4])
+        before = hurt.incarnation("storage-1")
+        made.bring_back("storage-1")
+        wait_until(lambda: hurt.incarnation("storage-1") != before, "storage-1 to register again", 30)
+        made.wait_serving()
+        assert hurt.counted("storage-1", "targets_rebuilt") >= 3, "at least those with a bad CURRENT, MANIFEST or SST file"
+        read_back(folder, pattern[::-1])
+        wait_equal(made)
+
+
+def damage(store: Path, files: str) -> None:
+    """Overwrites the middle of some of a RocksDB's files."""
+    paths = [path for path in store.glob(files) if path.stat().st_size]
+    assert paths, f"no {files} in {store}: {sorted(store.iterdir())}"
+    for path in paths:
+        with path.open("r+b") as file:
+            size = path.stat().st_size
+            file.seek(size // 3)
+            file.write(b"\xa5" * max(1, size // 3))
+
+
+def test_the_last_copy_is_not_thrown_away(fuse: None) -> None:
+    """Its records are damaged: the target stays offline, the log says so, the daemon lives and serves its others."""
+    with cluster(storages=1, replicas=1) as made, watchdog(made, LIMIT_S):
+        made.wait_serving()
+        made.keep_down("storage-1")
+        before = sorted(made.data.glob("storage-1/**/data-*"))
+        store = record_stores(made.data / "storage-1")[0]
+        damage(store, "CURRENT")
+        made.expected_errors.append("last copy")
+        made.bring_back("storage-1")
+        log = made.data / "log" / "storage-1.log"
+        wait_until(lambda: "it is the last copy of its chain: it stays offline" in log.read_text(), "the log to say so", 30)
+        heads = [chain.head() for chain in routing_of(made.mgmtd()).chains.values()]
+        assert sum(head is not None for head in heads) == 3
+        assert "storage-1" in made.pids()
+        assert sorted(made.data.glob("storage-1/**/data-*")) == before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field
 from enum import IntEnum
 
 import msgpack
@@ -69,6 +69,32 @@ messages = st.builds(
 @given(messages)
 def test_what_is_encoded_is_decoded(message: Message) -> None:
     assert decode(Message, encode(message)) == message
+
+
+@dataclass(frozen=True)
+class Roomy:
+    """Has a __dict__."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    number: int
+
+    def __post_init__(self) -> None:
+        assert self.number < 10
+
+
+def test_decoded_messages_are_what_their_class_makes() -> None:
+    inner = decode(Inner, encode(Inner(1)))
+    assert type(inner) is Inner and repr(inner) == repr(Inner(1)) and hash(inner) == hash(Inner(1))
+    with pytest.raises(FrozenInstanceError):
+        inner.number = 2  # type: ignore[misc]
+    assert decode(Roomy, encode(Roomy(3))) == Roomy(3)
+    assert decode(Checked, encode(Checked(3))) == Checked(3)
+    with pytest.raises(AssertionError):
+        decode(Checked, b"\x91\x0b")
 
 
 def test_bytes_are_pinned() -> None:

@@ -48,6 +48,15 @@ class StorageConfig:
     resync_rate_bytes: int = option(
         0, help="bytes a second, at most, that a target sends to one that came back; 0: no limit", unit="bytes", at_least=0
     )
+    scrub_period_ms: int = option(
+        168 * 3_600_000,
+        help="how long the scrubber takes to verify all chunks; 0: it does not run",
+        unit="ms",
+        at_least=0,
+    )
+    scrub_rate_bytes: int = option(
+        32 * _MIB, help="bytes a second, at most, that it reads of each target; 0: no limit", unit="bytes", at_least=0
+    )
     log_level: str = option("info", help="what to log", choices=("debug", "info", "warning", "error"))
 
 
@@ -109,6 +118,8 @@ async def serve(
 
             lease = Lease(env, mgmtd, registration, service.reports)
             service.node.may_serve = lease.holds
+            service.node.scrub_period_s = config.scrub_period_ms / 1000
+            service.node.scrub_rate_bytes = config.scrub_rate_bytes
             if any(target.empty for target in homes.targets):
                 await nursery.start(mgmtd.run)
                 homes.settle_new(mgmtd.routing)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fs3.errors import Code, ConfigError, FS3Error
+from fs3.ids import ChunkId
 from fs3.routing import RoutingInfo
 
 from .chunk_engine import ChunkEngine
@@ -23,6 +24,7 @@ from .space import SpaceBudget
 logger = logging.getLogger("fs3.storage.disks")
 
 FORMAT_VERSION = 1
+_CHUNK_ID_SIZE = 16
 _FORMAT_NAME = "fs3-storage"
 _OURS = ("LOCK", "FORMAT.new", "lost+found")
 
@@ -56,6 +58,12 @@ class Home:
             raise FS3Error(Code.RECORDS_DAMAGED, f"{self.disk.name}/{folder}: its records are gone")
         opened = LocalTarget(target, self.number, ChunkEngine(self.disk, folder, self._space), now)
         opened.empty = target in self.empty
+        place = self.disk.read_small(f"scrub-{target}") or b""
+        if len(place) == _CHUNK_ID_SIZE:
+            opened.scrubbed_to = ChunkId.unpack(place)
+        opened.save_scrubbed = lambda chunk: self.disk.write_small(
+            f"scrub-{target}", chunk.pack() if chunk is not None else b""
+        )
         return opened
 
     def forget(self, target: int) -> None:

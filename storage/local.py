@@ -124,6 +124,8 @@ class LocalTarget:
         self.suspected = trio.Event()  # there is a new suspect, or a new way to repair one
         self.damaged: set[ChunkId] = set()  # those that were counted as damaged and are not repaired
         self.lost: set[ChunkId] = set()  # those of them that no other target has
+        self.scrubbed_to: ChunkId | None = None  # where the scrubber was when the target was opened; None: at the start
+        self.save_scrubbed: Callable[[ChunkId | None], None] = lambda chunk: None
         self.empty = False  # it has lost its content and must not speak for its chain yet, see rebuild.py
         self.full_until = 0.0  # it could not be filled for want of space; not tried again before
 
@@ -203,6 +205,8 @@ class StorageNode:
         self.tags = TagSource(env.client_id())
         self.buffers = BufferPool()  # for what is read
         self.resync_rate_bytes = 0  # a second at most, that each target sends to fill its successor; 0: no limit
+        self.scrub_period_s = 0.0  # how long the scrubber takes for all chunks of a target; 0: it does not run
+        self.scrub_rate_bytes = 0  # a second at most that it reads of each target; 0: no limit
         self._read_failures: dict[int, deque[float]] = {}  # disk -> when
         self.on_change: Callable[[], None] = lambda: None  # a target's state changed: mgmtd should know
         self.may_serve: Callable[[], bool] = lambda: True  # whether our lease holds; asked before each request is served

@@ -37,6 +37,11 @@ def compare(local: ChunkMeta | None, remote: ChunkMeta | None) -> Step:
     return Step.SAME
 
 
+def content(metas: Sequence[ChunkMeta]) -> list[tuple[ChunkId, int, int, int]]:
+    """What equal replicas have in common, of the chunks that have anything committed."""
+    return [(meta.chunk, meta.version, meta.length, meta.checksum) for meta in metas if meta.version]
+
+
 def plan(local: Sequence[ChunkMeta], remote: Sequence[ChunkMeta]) -> Iterator[tuple[ChunkId, Step]]:
     """The steps that are not SAME, for two lists sorted by chunk that cover the same range of chunks."""
     at_local = at_remote = 0

@@ -56,6 +56,7 @@ from .local import CHANNEL_IDLE_S, Caller, LocalTarget, RoutingSource, StorageNo
 from .read import read
 from .recovery import fill_successors, roll_forward_orphans
 from .repair import find, repair_suspects
+from .scrub import Scrubber
 from .update import remove_chunks, write
 
 logger = logging.getLogger("fs3.storage.service")
@@ -134,6 +135,7 @@ class StorageService:
         for task in (roll_forward_orphans, fill_successors, repair_suspects):
             self._nursery.start_soon(task, self.node, target)
         self._nursery.start_soon(self._tidy, target)
+        self._nursery.start_soon(Scrubber(self.node, target).run)
 
     async def _tidy(self, target: LocalTarget) -> None:
         while not target.failed:

@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -57,13 +58,16 @@ class StorageConfig:
     scrub_rate_bytes: int = option(
         32 * _MIB, help="bytes a second, at most, that it reads of each target; 0: no limit", unit="bytes", at_least=0
     )
+    direct_io: bool = option(
+        False, help="read and write data past the page cache: for NVMe disks, where memory is needed for other things"
+    )
     log_level: str = option("info", help="what to log", choices=("debug", "info", "warning", "error"))
 
 
 async def run(
-    config: StorageConfig, env: Env, started: Callable[[str], None], open_folder: Callable[[str], Disk] = LinuxDisk
+    config: StorageConfig, env: Env, started: Callable[[str], None], open_folder: Callable[[str], Disk] | None = None
 ) -> None:
-    """Serve until cancelled. open_folder: opens a disk by its name in the configuration.
+    """Serve until cancelled. open_folder: opens a disk by its name in the configuration; one of Linux by default.
 
     Raises CONFIG, FORMAT_VERSION, STALE_INCARNATION (cut off from mgmtd), DISK_FAILED.
     """
@@ -75,7 +79,8 @@ async def run(
     listener = await env.transport.listen(config.listen)
     homes = Homes()
     try:
-        homes.open(config.data, open_folder, config.node_id, config.targets_per_disk, config.reserve_bytes, env.monotonic())
+        opener = open_folder or partial(LinuxDisk, direct=config.direct_io)
+        homes.open(config.data, opener, config.node_id, config.targets_per_disk, config.reserve_bytes, env.monotonic())
         await serve(config, env, listener, homes, started)
     finally:
         with trio.CancelScope(shield=True):

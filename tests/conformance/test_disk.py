@@ -11,9 +11,11 @@ from trio.testing import MockClock
 
 from fs3.errors import Code, ConfigError, FS3Error
 from fs3.testing.disk import check_disk
-from storage.disk_linux import LinuxDisk, disk_error
+from storage.disk_linux import SECTOR, LinuxDisk, disk_error
 from tests.sim.disk import Platter
 from tests.unit.storage.memory_disk import MemoryDisk
+
+MIB = 1024 * 1024
 
 
 async def test_linux_disk(tmp_path: Path) -> None:
@@ -27,6 +29,41 @@ async def test_linux_disk_in_memory() -> None:
         disk = LinuxDisk(f"{folder}/disk")
         assert disk.open_file("data").read_now(0, memoryview(bytearray(0)))
         disk.close()
+
+
+async def test_linux_disk_past_the_page_cache(tmp_path: Path) -> None:
+    def make() -> LinuxDisk:
+        return LinuxDisk(str(tmp_path / "disk"), direct=True)
+
+    try:
+        disk = make()
+        disk.open_file("probe").close()
+        disk.close()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    await check_disk(make)
+    disk = make()
+    file = disk.open_file("data")
+    chance = random.Random(1)
+    content = bytearray()
+    for _ in range(60):  # sectors and parts of sectors, over each other
+        unit = chance.choice((1, SECTOR))
+        offset, length = chance.randrange(3 * MIB // unit) * unit, chance.randrange(1, MIB // unit) * unit
+        data = chance.randbytes(length)
+        content.extend(bytes(max(0, offset + length - len(content))))
+        content[offset : offset + length] = data
+        if chance.random() < 0.2:
+            file.write_at_once(offset, data)
+        else:
+            cut = chance.randrange(length)
+            await file.write(offset, [data[:cut], memoryview(data)[cut:]])
+        offset, length = chance.randrange(3 * MIB), chance.randrange(1, 2 * MIB)
+        into = memoryview(bytearray(b"x" * length))
+        await file.read(offset, into)
+        assert into == (bytes(content[offset : offset + length])).ljust(length, b"\0")
+    await file.sync()
+    file.close()
+    disk.close()
 
 
 async def test_punch_gives_space_back(tmp_path: Path) -> None:

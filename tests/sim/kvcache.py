@@ -205,7 +205,15 @@ async def kv_cache(world: World) -> None:
 
 
 SHAPES = (
-    Shape("kvcache", metas=1, storages=2, replicas=1, workload="kv-cache", load_s=6),
+    Shape(
+        "kvcache",
+        metas=1,
+        storages=2,
+        replicas=1,
+        workload="kv-cache",
+        load_s=6,
+        always=("meta.gc.interrupted",),
+    ),
     Shape(
         "kvcache-all",
         metas=2,

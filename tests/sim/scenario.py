@@ -44,7 +44,7 @@ SHAPES = {
             kv_faults=0.05,
             fault_every_s=0.5,
         ),
-        Shape("pair", storages=3, replicas=2, targets=2, faults=(*CRASHES, *NETWORK, "crash_mgmtd")),
+        Shape("pair", storages=3, replicas=2, targets=2, faults=(*CRASHES, *NETWORK, "crash_mgmtd", "crash_client")),
         Shape("deep", load_s=6, storages=5, replicas=5, targets=1, faults=(*CRASHES, *NETWORK)),
         Shape("single", storages=1, replicas=1, targets=1, faults=("crash", "cut", "slow", "crash_mgmtd")),
         Shape("hot", chunks=2, think_s=0.04, load_s=8, faults=("crash", "crash", *NETWORK), fault_every_s=0.6),
@@ -83,7 +83,7 @@ SHAPES = {
             faults=(*CRASHES, *NETWORK, "crash_mgmtd", "crash_meta", "crash_mount", "kv_slow", "disk_slow", *CLOCKS),
             kv_faults=0.02,
         ),
-        Shape("own", metas=1, chunk_size=64 * 1024, workload="own-files"),
+        Shape("own", metas=1, chunk_size=64 * 1024, workload="own-files", always=("meta.intent.interrupted",)),
         Shape(
             "own-all",
             mgmtds=2,

@@ -267,8 +267,10 @@ async def _prepare(node: StorageNode, target: LocalTarget, role: Role, item: _It
     action = decision.action
     committed = chunk.committed if chunk is not None else None
     number = committed.number if committed is not None else 0
-    if item.stale and action is Action.APPLY and update.version <= number:
-        action = Action.STALE
+    if item.stale and action is Action.APPLY and committed is not None and update.version <= number:
+        # A copy that was held back; but what a target that is being filled holds from before is no reason to refuse.
+        if not syncing or committed.chain_version >= update.chain_version:
+            action = Action.STALE
     if action is Action.APPLY:
         return await _put(node, target, role, item, decision)
     if action is Action.RESUME:

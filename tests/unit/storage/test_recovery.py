@@ -66,3 +66,20 @@ async def test_a_retry_is_done_once_at_a_head_that_was_away(tmp_path: Path) -> N
         await c.replicas[1].stop()
         await c.replicas[1].start()
         assert (await c.send([again], b"a" * 1000, to=2))[0] == done
+
+
+async def test_a_pending_update_gets_to_a_target_that_knew_later_ones(tmp_path: Path) -> None:
+    """After a loss of power everywhere the one that serves may have less than the one that it fills."""
+    async with cluster(tmp_path, 2) as c:
+        c.chain((2, SERVING), (1, OFFLINE))
+        tag = c.tag()
+        first = write_update(C1, 0, b"first", tag=tag, chain_version=c.version, target=2)
+        assert (await c.send([first], b"first", to=2))[0].code == 0
+        await c.write(C1, 0, b"second")
+        source, filled = c.replicas[0].target, c.replicas[1].target
+        assert source is not None and filled is not None
+        await source.engine.put(first, 1, 1, memoryview(b"first"), commit=False, remember=False)
+        c.chain((1, SERVING), (2, SYNCING))
+        await until(lambda: filled.synced_version == c.version)
+        assert c.contents(C1)[0] == c.contents(C1)[1] and not source.engine.pending()
+        assert await c.read(C1, 0, 10) == b"first"

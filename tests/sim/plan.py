@@ -13,7 +13,7 @@ from random import Random
 
 DURATIONS_S = (0.02, 0.3, 1.0, 3.0)
 """Often shorter than a lease, often longer; each is stretched a little."""
-RARE_SHARE = 0.3
+RARE_SHARE = 0.4
 """How many of the rare branches a seed takes."""
 SUBJECTS = 10_000
 

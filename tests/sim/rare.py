@@ -16,7 +16,7 @@ POINTS: dict[str, float] = {
     "kv.too-old": 0.05,
     "meta.gc.interrupted": 0.3,
     "meta.inode-ids.dropped": 0.1,
-    "meta.intent.interrupted": 0.1,
+    "meta.intent.interrupted": 0.4,
     "meta.readdir.one": 0.3,
     "mgmtd.commit.late": 0.05,
     "mgmtd.heartbeat.reply-lost": 0.05,

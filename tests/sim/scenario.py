@@ -24,6 +24,7 @@ from tests.sim.rest import remove_all, settle, storm
 CRASHES = ("crash", "crash", "crash_many")
 CLOCKS = ("clock_jump", "clock_drift")
 NETWORK = ("partition", "isolate", "cut", "slow", "hang")
+ALL = (*CRASHES, *NETWORK, *CLOCKS, "crash_mgmtd", "crash_meta", "crash_mount", "kv_slow", "disk_slow")
 SHAPES = {
     shape.name: shape
     for shape in (
@@ -80,7 +81,7 @@ SHAPES = {
             mgmtds=2,
             metas=2,
             workload="mounts",
-            faults=(*CRASHES, *NETWORK, "crash_mgmtd", "crash_meta", "crash_mount", "kv_slow", "disk_slow", *CLOCKS),
+            faults=ALL,
             kv_faults=0.02,
         ),
         Shape("own", metas=1, chunk_size=64 * 1024, workload="own-files", always=("meta.intent.interrupted",)),
@@ -90,7 +91,7 @@ SHAPES = {
             metas=2,
             chunk_size=64 * 1024,
             workload="own-files",
-            faults=(*CRASHES, *NETWORK, "crash_mgmtd", "crash_meta", "crash_meta", "crash_mount", "kv_slow", "disk_slow", *CLOCKS),
+            faults=(*ALL, "crash_meta"),
             kv_faults=0.02,
         ),
         Shape("late", metas=2, chunk_size=64 * 1024, workload="own-files", faults=("late",), load_s=60, fault_every_s=5.0),

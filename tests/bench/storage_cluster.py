@@ -22,6 +22,8 @@ HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent.parent
 _START_S = 60.0
 MIB = 1024 * 1024
+FIRST_NODE = 101
+"""Id of the first storage daemon; the others follow."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,16 @@ class Slice:
 class Cluster:
     """One cluster in a folder of its own. Leaving the context ends its processes and removes the folder."""
 
-    def __init__(self, checkout: Path, folder: Path, replicas: int, targets: int, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, checkout: Path, folder: Path, replicas: int, targets: int, options: Sequence[str] = (), lease_ms: int = 10_000
+    ) -> None:
         self.folder = folder
         self.replicas = replicas
         self.storage: dict[int, subprocess.Popen[bytes]] = {}
         self._checkout = checkout
         self._targets = targets
         self._options = options
+        self._lease_ms = lease_ms
         self._others: list[subprocess.Popen[bytes]] = []
         self._loads: list[Load] = []
         self.address = f"tcp://127.0.0.1:{_free_port()}"
@@ -55,11 +60,12 @@ class Cluster:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         try:
-            self._others.append(self._start("mgmtd", f"--listen={self.address}", f"--data={self.folder}/mgmtd"))
+            flags = [f"--listen={self.address}", f"--data={self.folder}/mgmtd", f"--lease-ms={self._lease_ms}"]
+            self._others.append(self._start("mgmtd", *flags))
             self._others.append(
                 self._start("meta", "--listen=tcp://127.0.0.1:0", f"--mgmtd={self.address}", f"--data={self.folder}/meta")
             )
-            for node in range(10, 10 + self.replicas):
+            for node in range(FIRST_NODE, FIRST_NODE + self.replicas):
                 self.start_storage(node)
         except BaseException:
             self.__exit__()
@@ -122,18 +128,22 @@ class Load:
 
     def run(self, row: str, seconds: float) -> Slice:
         """Run a row for so long."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{row} {seconds}\n")
-        self._process.stdin.flush()
-        found = self._receive()
+        found = self._ask(f"{row} {seconds}")
         return Slice(**{**found, "latencies_ms": tuple(found["latencies_ms"])})
 
-    def serving(self) -> list[int]:
-        """The nodes that serve in every chain they are in."""
+    def states(self) -> dict[int, list[str]]:
+        """The public states of each node's targets."""
+        return {int(node): states for node, states in self._ask("states 0")["nodes"].items()}
+
+    def fill(self) -> None:
+        """Write the whole file."""
+        self._ask("fill 0")
+
+    def _ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None
-        self._process.stdin.write("serving 0\n")
+        self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
-        return list(self._receive()["nodes"])
+        return self._receive()
 
     def _receive(self) -> dict[str, Any]:
         assert self._process.stdout is not None

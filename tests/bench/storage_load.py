@@ -65,6 +65,20 @@ class Workload:
             "batch-4k": lambda: self._batch(4 * KIB),
         }
 
+    async def fill(self) -> int:
+        """Write the whole file once."""
+        self._next = itertools.count()
+        left = iter(range(self._mib))
+
+        async def work() -> None:
+            for _ in left:
+                await self._write_whole()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(work)
+        return self._mib * MIB
+
     async def _write_whole(self) -> int:
         number = next(self._next)
         return await self._files.write(self._handle, number % self._mib * MIB, self._data[number % len(self._data)])
@@ -156,17 +170,16 @@ async def format_cluster(mgmtd: MgmtdClient, replicas: int) -> None:
             await mgmtd.wait_change(routing.version)
 
 
-def serving_nodes(mgmtd: MgmtdClient) -> list[int]:
-    """The nodes all of whose targets serve."""
+def states_of(mgmtd: MgmtdClient) -> dict[int, list[str]]:
+    """The public states of each node's targets."""
     routing = mgmtd.routing
-    states: dict[int, bool] = {}
+    states: dict[int, list[str]] = {}
     for chain in routing.chains.values():
-        serving = chain.serving()
         for entry in chain.targets:
             node = routing.node_of(entry.target)
             if node is not None:
-                states[node.id] = states.get(node.id, True) and entry.target in serving
-    return [node for node, serves in states.items() if serves]
+                states.setdefault(node.id, []).append(entry.state.name)
+    return states
 
 
 async def main(address: str, replicas: int, mib: int, pids: list[int]) -> None:
@@ -183,11 +196,14 @@ async def main(address: str, replicas: int, mib: int, pids: list[int]) -> None:
             print(json.dumps({"ready": True}), flush=True)
             while line := (await trio.to_thread.run_sync(sys.stdin.readline)).split():
                 row, seconds = line[0], float(line[1])
-                if row == "serving":
-                    print(json.dumps({"nodes": serving_nodes(mgmtd)}), flush=True)
-                    continue
-                name, _, depth = row.partition(":")
-                print(json.dumps(await measure(workload.operations[name], int(depth), seconds, pids)), flush=True)
+                if row == "states":
+                    answer: dict[str, object] = {"nodes": states_of(mgmtd)}
+                elif row == "fill":
+                    answer = {"bytes": await workload.fill()}
+                else:
+                    name, _, depth = row.partition(":")
+                    answer = await measure(workload.operations[name], int(depth), seconds, pids)
+                print(json.dumps(answer), flush=True)
             await files.close(handle)
         nursery.cancel_scope.cancel()
 

@@ -9,6 +9,8 @@ Lookup counts: every reply that tells the kernel of an inode (lookup, mknod, cre
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -20,7 +22,7 @@ from fs3.ids import ROOT_INODE
 
 from .cache import ReadWindow
 from .directory import DOT, DOTDOT, FIRST, Listing, Page
-from .handles import HandleTable, InodeTable, OpenNames
+from .handles import HandleTable, InodeTable, Name, OpenNames
 from .readahead import KernelStore, ReadAhead
 from .writebehind import WriteBehind
 
@@ -78,6 +80,8 @@ class FileSystem:
         self._files: HandleTable[OpenFile] = HandleTable()
         self._directories: HandleTable[OpenDirectory] = HandleTable()
         self._open_names = OpenNames()
+        self._opening = 0  # opens whose answer has not come
+        self._removing: dict[Name, trio.Event] = {}  # names that are being removed without a hold
         self._read_ahead = ReadAhead(client, nursery, options.read_ahead, options.read_cache)
         self._buffered: dict[int, WriteBehind] = {}
 
@@ -108,9 +112,30 @@ class FileSystem:
         return await self._client.readlink(inode)
 
     async def unlink(self, caller: Caller, parent: int, name: bytes) -> None:
-        hold = self._open_names.may_be_open((parent, name))
-        await self._client.remove(caller, parent, name, directory=False, hold=hold)
-        self._open_names.removed((parent, name))
+        gone = (parent, name)
+        async with self._hold(gone) as hold:
+            reply = await self._client.remove(caller, parent, name, directory=False, hold=hold)
+        self._open_names.removed(gone)
+        known = self._inodes.get(reply.inode)
+        if known is not None:
+            known.drop(gone)
+
+    @asynccontextmanager
+    async def _hold(self, name: Name, wanted: bool = True) -> AsyncIterator[bool]:
+        """While a name is removed: whether it may stand for a file that is open here, and must be held. If not, whoever
+        opens that file waits for the removal."""
+        hold = wanted and (self._opening > 0 or self._open_names.may_be_open(name))
+        if hold or not wanted:
+            yield hold
+            return
+        while name in self._removing:
+            await self._removing[name].wait()
+        done = self._removing[name] = trio.Event()
+        try:
+            yield False
+        finally:
+            del self._removing[name]
+            done.set()
 
     async def rmdir(self, caller: Caller, parent: int, name: bytes) -> None:
         await self._client.remove(caller, parent, name, directory=True)
@@ -119,16 +144,20 @@ class FileSystem:
         self, caller: Caller, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: RenameFlags
     ) -> None:
         old, new = (parent, name), (new_parent, new_name)
-        hold = flags is RenameFlags.NONE and self._open_names.may_be_open(new)
-        reply = await self._client.rename(caller, parent, name, new_parent, new_name, flags, hold=hold)
+        async with self._hold(new, flags is RenameFlags.NONE) as hold:
+            reply = await self._client.rename(caller, parent, name, new_parent, new_name, flags, hold=hold)
         if flags is RenameFlags.EXCHANGE:
             self._open_names.removed(old)
             self._open_names.removed(new)
         else:
             self._open_names.renamed(old, new)
+        replaced = self._inodes.get(reply.replaced)
+        if replaced is not None:
+            replaced.drop(new)
         known = self._inodes.get(reply.attr.inode)
         if known is not None:
-            known.name = new
+            known.drop(old)
+            known.add(new)
 
     # Attributes
 
@@ -200,26 +229,43 @@ class FileSystem:
         truncate = bool(flags & os.O_TRUNC)
         if truncate:
             await self._drain(inode)
-        file = await self._client.open(caller, inode, access, truncate=truncate, append=bool(flags & os.O_APPEND))
+        known = self._inodes.get(inode)
+        for name in known.names if known is not None and self._removing else ():
+            if name in self._removing:
+                await self._removing[name].wait()
+        self._opening += 1
+        try:
+            file = await self._client.open(caller, inode, access, truncate=truncate, append=bool(flags & os.O_APPEND))
+            self._note_open(file)
+        finally:
+            self._opening -= 1
         if file.writable:
             await self._read_ahead.settle(inode)
-        known = self._inodes.get(inode)
-        opened = self._opened(file, flags)
-        if known is not None:
-            self._open_names.opened(inode, known.name, file.inode.attr.nlink)
-        return opened
+        return self._opened(file, flags)
 
     async def create(self, caller: Caller, parent: int, name: bytes, mode: int, flags: int) -> tuple[Opened, Attr]:
-        file = await self._client.create(
-            caller, parent, name, mode, _access(flags), exclusive=bool(flags & os.O_EXCL),
-            truncate=bool(flags & os.O_TRUNC), append=bool(flags & os.O_APPEND),
-        )  # fmt: skip
+        if (parent, name) in self._removing:
+            await self._removing[parent, name].wait()
+        self._opening += 1
+        try:
+            file = await self._client.create(
+                caller, parent, name, mode, _access(flags), exclusive=bool(flags & os.O_EXCL),
+                truncate=bool(flags & os.O_TRUNC), append=bool(flags & os.O_APPEND),
+            )  # fmt: skip
+            self._inodes.told(file.inode.id, (parent, name))
+            self._note_open(file)
+        finally:
+            self._opening -= 1
         if file.writable and not file.created:
             await self._read_ahead.settle(file.inode.id)
-        attr = file.inode.view(file.inode.attr)
-        self._inodes.told(attr.inode, (parent, name))
-        self._open_names.opened(attr.inode, (parent, name), attr.nlink)
-        return self._opened(file, flags), attr
+        return self._opened(file, flags), file.inode.view(file.inode.attr)
+
+    def _note_open(self, file: FileHandle) -> None:
+        """From now on the names of a file are those of an open one."""
+        attr = file.inode.attr
+        known = self._inodes.get(attr.inode)
+        if known is not None:
+            self._open_names.opened(attr.inode, known.names, attr.nlink, known.more)
 
     def _opened(self, file: FileHandle, flags: int) -> Opened:
         """Register a handle; decide whether the kernel may keep the pages that it has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 H = TypeVar("H")
@@ -10,19 +11,34 @@ Name = tuple[int, bytes]
 """A directory's inode and a name in it."""
 
 
+NAMES_MAX = 16
+"""Names remembered of one inode."""
+
+
 class KnownInode:
     """An inode that the kernel knows. lookups: how often it was told of it and has not forgotten, at least 1.
 
-    name: one under which it was last seen. cache_version: data_version of the file that the kernel's page cache stands
-    for; -1 where it stands for none.
+    names: those that the kernel was told and that were not removed here, so all by which it may remove the inode; others may
+    have removed some. more: whether there were too many. cache_version: data_version of the file that the kernel's page
+    cache stands for; -1 where it stands for none.
     """
 
-    __slots__ = ("cache_version", "lookups", "name")
+    __slots__ = ("cache_version", "lookups", "more", "names")
 
     def __init__(self) -> None:
         self.lookups = 0
-        self.name: Name | None = None
+        self.names: tuple[Name, ...] = ()
+        self.more = False
         self.cache_version = -1
+
+    def add(self, name: Name) -> None:
+        if name not in self.names:
+            self.more = self.more or len(self.names) == NAMES_MAX
+            self.names = (*self.names[-NAMES_MAX + 1 :], name)
+
+    def drop(self, name: Name) -> None:
+        if name in self.names:
+            self.names = tuple([each for each in self.names if each != name])
 
 
 class InodeTable:
@@ -43,8 +59,8 @@ class InodeTable:
         if known is None:
             known = self._known[inode] = KnownInode()
         known.lookups += 1
-        if name is not None:
-            known.name = name
+        if name is not None and name not in known.names:
+            known.add(name)
         return known
 
     def forget(self, inode: int, lookups: int) -> bool:
@@ -93,46 +109,50 @@ class OpenNames:
     """
 
     def __init__(self) -> None:
-        self._inode_of: dict[Name, int] = {}
+        self._inodes_of: dict[Name, set[int]] = {}  # more than one where others have changed what a name stands for
         self._names_of: dict[int, set[Name]] = {}
         self._unsure: set[int] = set()  # open files that have, or had, names which are not all known
 
-    def opened(self, inode: int, name: Name | None, links: int) -> None:
-        """A file is open, once or more often. links: how many names it has."""
+    def opened(self, inode: int, known: Iterable[Name], links: int, more: bool = False) -> None:
+        """A file is open, once or more often. known: its names, as far as they are known, or what were its names. links: how
+        many it has. more: there were others."""
         names = self._names_of.setdefault(inode, set())
-        if name is not None:
+        for name in known:
             names.add(name)
-            self._inode_of[name] = inode
-        if len(names) < links:
+            self._inodes_of.setdefault(name, set()).add(inode)
+        if more or len(names) < links:
             self._unsure.add(inode)
 
     def seen(self, inode: int, name: Name, links: int) -> None:
         """A name was found to stand for an inode."""
-        before = self._inode_of.get(name)
-        if before is not None and before != inode:
+        before = self._inodes_of.get(name)
+        if before is not None and before != {inode}:
             self.removed(name)
         if inode in self._names_of:
-            self.opened(inode, name, links)
+            self.opened(inode, (name,), links)
 
     def removed(self, name: Name) -> None:
-        inode = self._inode_of.pop(name, None)
-        if inode is not None:
+        for inode in self._inodes_of.pop(name, ()):
             self._names_of[inode].discard(name)
 
     def renamed(self, old: Name, new: Name) -> None:
         self.removed(new)
-        inode = self._inode_of.pop(old, None)
-        if inode is not None:
-            names = self._names_of[inode]
-            names.discard(old)
-            names.add(new)
-            self._inode_of[new] = inode
+        inodes = self._inodes_of.pop(old, None)
+        if inodes is not None:
+            self._inodes_of[new] = inodes
+            for inode in inodes:
+                names = self._names_of[inode]
+                names.discard(old)
+                names.add(new)
 
     def closed(self, inode: int) -> None:
         """No handle is left."""
         for name in self._names_of.pop(inode, ()):
-            del self._inode_of[name]
+            inodes = self._inodes_of[name]
+            inodes.discard(inode)
+            if not inodes:
+                del self._inodes_of[name]
         self._unsure.discard(inode)
 
     def may_be_open(self, name: Name) -> bool:
-        return name in self._inode_of or bool(self._unsure)
+        return name in self._inodes_of or bool(self._unsure)

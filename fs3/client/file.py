@@ -152,8 +152,9 @@ class FileClient:
         reply = await self._meta.change(
             REMOVE, lambda tag: RemoveRequest(tag, caller, parent, name, directory, self.node, session)
         )
-        if session and reply.attr is not None:
-            self._keep(reply.attr, session)
+        if session and reply.attr is not None and reply.attr.nlink == 0:  # else meta made no hold
+            self._hold(reply.inode, session)
+            self._seen(reply.attr)
         return reply
 
     async def rename(
@@ -174,11 +175,7 @@ class FileClient:
             lambda tag: RenameRequest(tag, caller, parent, name, new_parent, new_name, flags, self.node, session),
         )
         if session and reply.replaced:
-            inode = self._inodes.get(reply.replaced)
-            if inode is not None and not inode.hold:
-                inode.hold = session
-            else:
-                self.releases.add(reply.replaced, session)
+            self._hold(reply.replaced, session)
         return reply
 
     async def readdir(self, caller: Caller, inode: int, after: bytes, limit: int) -> ReaddirReply:
@@ -340,13 +337,12 @@ class FileClient:
                 self.releases.add(state.id, handle.session)
         finally:
             state.handles -= 1
-            hold = state.hold
             if state.handles == 0:
                 if self._inodes.get(state.id) is state:
                     del self._inodes[state.id]
-                if hold:
-                    state.hold = 0
+                for hold in state.holds:
                     self.releases.add(state.id, hold)
+                state.holds.clear()
 
     async def flush(self, handle: FileHandle) -> None:
         """Settle the length, as close(2) promises, without ending the handle. Free when nothing was written."""
@@ -501,7 +497,7 @@ class FileClient:
     async def reopen_sessions(self) -> None:
         """Make the sessions of all open files anew: meta may have ended them while it took this client for dead."""
         for state in list(self._inodes.values()):
-            for session in [*state.sessions, *([state.hold] if state.hold else [])]:
+            for session in [*state.sessions, *state.holds]:
                 try:
                     await self._reopen(state.id, session)
                 except FS3Error as error:
@@ -534,16 +530,14 @@ class FileClient:
         finally:
             state.sessions.remove(session)
 
-    def _keep(self, attr: Attr, session: int) -> None:
-        """A hold was asked for at the removal of a name of this inode: keep it while it serves, else end it."""
-        if attr.nlink > 0:
-            return  # meta made none
-        state = self._inodes.get(attr.inode)
-        if state is None or state.hold:
-            self.releases.add(attr.inode, session)
+    def _hold(self, inode: int, session: int) -> None:
+        """A hold was asked for when a name of this inode was removed: keep it while it serves, else end it. It need not
+        exist, if other names are left; so one hold does not do for all."""
+        state = self._inodes.get(inode)
+        if state is None:
+            self.releases.add(inode, session)
         else:
-            state.hold = session
-            state.learn(attr)
+            state.holds.append(session)
 
     def _new_session(self) -> int:
         return self.env.random.getrandbits(63) | 1

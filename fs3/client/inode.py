@@ -37,7 +37,7 @@ class OpenInode:
         "end_version",
         "failed",
         "handles",
-        "hold",
+        "holds",
         "id",
         "length",
         "mtime_ns",
@@ -62,7 +62,7 @@ class OpenInode:
         self.length = attr.length
         self.handles = 0
         self.sessions: list[int] = []  # of handles open for writing
-        self.hold = 0  # session that keeps the data of a file whose last name this client removed
+        self.holds: list[int] = []  # sessions that keep the data of a file whose last name this client removed
         self.end = -1  # -1: wrote nothing at end_version
         self.end_version = attr.truncate_version
         self.changes = 0

@@ -158,6 +158,24 @@ async def test_a_file_renamed_over_stays_readable(client: FileClient) -> None:
     await client.close(reading)
 
 
+async def test_a_file_renamed_over_stays_readable_when_its_other_name_goes_too(client: FileClient) -> None:
+    file = await create(client, b"one")
+    await client.write(file, 0, b"data")
+    await client.close(file)
+    await client.link(ROOT_CALLER, file.inode.id, ROOT_INODE, b"two")
+    await client.close(await create(client, b"other"))
+    reading = await client.open(ROOT_CALLER, file.inode.id, Access.READ)
+    await client.rename(ROOT_CALLER, ROOT_INODE, b"other", ROOT_INODE, b"one", hold=True)
+    await client.remove(ROOT_CALLER, ROOT_INODE, b"two", directory=False, hold=True)
+    await client.releases.tell()
+    assert (await client.getattr(file.inode.id)).nlink == 0
+    assert bytes(await client.read(reading, 0, 100)) == b"data"
+    await client.close(reading)
+    await client.releases.tell()
+    with pytest.raises(FS3Error):
+        await client.getattr(file.inode.id)
+
+
 async def test_fsync_syncs_what_is_not_known_to_be_stable_and_then_nothing(client: FileClient) -> None:
     file = await create(client)
     await client.write(file, 0, b"x" * 3 * CHUNK_SIZE)

@@ -128,6 +128,48 @@ async def test_reading_ahead_never_shows_what_was_overwritten(live: Live) -> Non
         assert bytes(await fs.read(opened.handle, 0, CHUNK_SIZE)) == b"a" * 10 + bytes(CHUNK_SIZE - 10)
 
 
+async def test_a_file_is_held_by_every_name_that_the_kernel_knows(live: Live) -> None:
+    async with mount(live) as (fs, client):
+        inode = await make(fs, b"first", b"data")
+        await fs.link(ROOT, inode, ROOT_INODE, b"second")
+        await fs.unlink(ROOT, ROOT_INODE, b"second")
+        opened = await fs.open(ROOT, inode, os.O_RDONLY)
+        await fs.unlink(ROOT, ROOT_INODE, b"first")
+        assert (await client.getattr(inode)).nlink == 0
+        assert bytes(await fs.read(opened.handle, 0, 10)) == b"data"
+        await fs.release(opened.handle)
+
+
+async def test_a_file_that_is_removed_while_it_is_opened_is_held_or_not_opened(live: Live) -> None:
+    """Whichever of both begins first."""
+    async with mount(live) as (fs, client):
+        outcomes = set()
+        for first in (True, False):
+            inode = await make(fs, b"f", b"data")
+            handles = []
+
+            async def open_it(inode: int = inode, handles: list[int] = handles) -> None:
+                try:
+                    handles.append((await fs.open(ROOT, inode, os.O_RDONLY)).handle)
+                except FS3Error as error:
+                    assert error.code is Code.STALE_HANDLE
+
+            async with trio.open_nursery() as nursery:
+                if first:
+                    nursery.start_soon(open_it)
+                    await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(fs.unlink, ROOT, ROOT_INODE, b"f")
+                await trio.testing.wait_all_tasks_blocked()
+                if not first:
+                    nursery.start_soon(open_it)
+            outcomes.add(bool(handles))
+            for handle in handles:
+                assert (await client.getattr(inode)).nlink == 0
+                assert bytes(await fs.read(handle, 0, 10)) == b"data"
+                await fs.release(handle)
+        assert True in outcomes
+
+
 async def test_unlinked_and_replaced_files_live_until_they_are_closed(live: Live) -> None:
     async with mount(live) as (fs, client):
         gone = await make(fs, b"gone", b"gone")

@@ -10,7 +10,7 @@ import trio
 
 from fs3.client.connect import connect
 from fuse.fs import FileSystem, FsOptions
-from tests.sim import kvcache, namespace, workloads
+from tests.sim import hosts, kvcache, namespace, shared, workloads
 from tests.sim.canaries import planted
 from tests.sim.cells import CELLS, FILE_CELLS
 from tests.sim.checkers import check_linearizable, check_replicas
@@ -98,6 +98,8 @@ SHAPES = {
         Shape("fsync", think_s=0.03, load_s=6, workload="durable", faults=("cut",)),
         *namespace.SHAPES,
         *kvcache.SHAPES,
+        *hosts.SHAPES,
+        *shared.SHAPES,
     )
 }
 
@@ -105,7 +107,6 @@ UNMET = {
     shape.name: shape
     for shape in (
         Shape("fsync-overwrite", think_s=0.03, load_s=6, workload="durable-overwrite", faults=("cut",)),
-        Shape("rot", faults=("bit_flip", "crash"), fault_every_s=1.0),
         Shape(
             "clock-broken",
             storages=2,
@@ -118,7 +119,7 @@ UNMET = {
             faults=("clock_broken",),
             fault_every_s=4.0,
         ),
-        Shape("power", faults=("power",), fault_every_s=2.0),
+        *hosts.UNMET,
     )
 }
 """What the product does not hold yet; run by name only."""
@@ -145,6 +146,8 @@ def run_seed(seed: int, shape: Shape, *, verbose: bool = False) -> Outcome:
     """Raises SimulationFailed where something did not hold."""
     started = time.perf_counter()
     result: dict[str, float] = {}
+    if shape.workload == "random":
+        shape = hosts.drawn(seed, shape)
 
     async def main(world: World) -> None:
         await SCENARIOS[shape.workload](world)
@@ -247,4 +250,6 @@ SCENARIOS = {
     "durable-overwrite": lambda world: durable(world, overwrite=True),
     **namespace.SCENARIOS,
     **kvcache.SCENARIOS,
+    **hosts.SCENARIOS,
+    **shared.SCENARIOS,
 }

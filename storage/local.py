@@ -124,6 +124,7 @@ class LocalTarget:
         self.suspected = trio.Event()  # there is a new suspect, or a new way to repair one
         self.damaged: set[ChunkId] = set()  # those that were counted as damaged and are not repaired
         self.lost: set[ChunkId] = set()  # those of them that no other target has
+        self.removals: dict[RequestTag, int] = {}  # files' chunks that were removed, while not all know of it: how many
         self.scrubbed_to: ChunkId | None = None  # where the scrubber was when the target was opened; None: at the start
         self.save_scrubbed: Callable[[ChunkId | None], None] = lambda chunk: None
         self.empty = False  # it has lost its content and must not speak for its chain yet, see rebuild.py

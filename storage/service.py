@@ -50,19 +50,18 @@ from fs3.errors import Code, FS3Error
 from fs3.routing import PublicState
 from fs3.rpc.server import Call, RpcServer
 
-from .channels import Admission
 from .disk import Space
 from .local import CHANNEL_IDLE_S, Caller, LocalTarget, RoutingSource, StorageNode
 from .read import read
 from .recovery import fill_successors, roll_forward_orphans
+from .removal import remove_file
 from .repair import find, repair_suspects
 from .scrub import Scrubber
-from .update import remove_chunks, write
+from .update import write
 
 logger = logging.getLogger("fs3.storage.service")
 
 _DUMP_MAX = 2000
-_REMOVE_AT_ONCE = 64
 _TIDY_INTERVAL_S = 5.0
 
 
@@ -237,28 +236,7 @@ class StorageService:
         return QueryReply(len(chunks), last.index, last_length, sum([length for _, length in chunks]))
 
     async def _remove_file(self, request: RemoveFileRequest, call: Call) -> RemoveFileReply:
-        role = self.node.map.for_update(request.chain, request.chain_version, request.target, True)
-        target = self.node.target(role)
-        limit = max(1, min(request.limit, WRITE_UPDATES_MAX))
-        admission, result = target.channels.admit(request.tag, self._env.monotonic())
-        if admission is Admission.REPLAY and result is not None:
-            return RemoveFileReply(result.version, False)
-        if admission is not Admission.NEW:
-            code = Code.STALE_WRITE if admission is Admission.STALE else Code.CHUNK_PENDING
-            raise FS3Error(code, f"removal {request.tag.sequence} of channel {request.tag.channel}")
-        try:
-            found = target.engine.chunks_of(request.inode, request.first_index)
-            chunks = [chunk for chunk, _ in found[:limit]]
-            for at in range(0, len(chunks), _REMOVE_AT_ONCE):
-                await remove_chunks(self.node, role, chunks[at : at + _REMOVE_AT_ONCE], call.deadline)
-            reply = RemoveFileReply(len(chunks), len(found) > limit)
-            if not reply.more:
-                done = UpdateResult(0, reply.removed, 0, 0)
-                target.engine.remember(request.tag, done)
-                target.finish(request.tag, done, self._env.monotonic())
-            return reply
-        finally:
-            target.channels.abandon(request.tag)
+        return await remove_file(self.node, request, call.deadline)
 
     async def _dump(self, request: DumpRequest, call: Call) -> DumpReply:
         role = self.node.map.role(request.chain, request.chain_version, request.target)
@@ -268,7 +246,7 @@ class StorageService:
 
     async def _learn_done(self, request: LearnDoneRequest, call: Call) -> LearnDoneReply:
         role = self.node.map.role(request.chain, request.chain_version, request.target)
-        if role.state is not PublicState.SYNCING:
+        if role.state not in (PublicState.SERVING, PublicState.SYNCING):
             raise FS3Error(Code.NOT_SERVING, f"target {request.target} is {role.state.name.lower()}")
         target = self.node.target(role)
         target.learn(

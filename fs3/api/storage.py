@@ -234,8 +234,8 @@ class DoneRequest:
 
 @dataclass(frozen=True, slots=True)
 class LearnDoneRequest:
-    """To a target that is being filled, before SYNC_DONE: what its predecessor has done, so that a retry is recognised
-    when this target leads. At most DONE_REQUESTS_MAX at once."""
+    """What another target of the chain has done, so that a retry is recognised when this one leads: to one that is being
+    filled, before SYNC_DONE, and to all after a removal. At most DONE_REQUESTS_MAX at once."""
 
     chain: int
     chain_version: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -290,6 +291,47 @@ async def test_truncate_remove_query_and_sync(tmp_path: Path) -> None:
             query = QueryRequest(CHAIN, 1, target, 8)
             reply = await c.rpc.call(c.replicas[target - 1].address, QUERY, query, deadline=c.deadline())
             assert (reply.chunks, reply.last_index) == (3, 4)
+
+
+async def test_a_removal_is_not_done_again_by_another_head(tmp_path: Path) -> None:
+    async with cluster(tmp_path, 3) as c:
+        chunks = [ChunkId(8, index) for index in range(3)]
+        for chunk in chunks:
+            await c.write(chunk, 0, b"old")
+        c.chain((1, SERVING), (2, SERVING), (3, SYNCING))
+        await wait_for_sync_done(c, 3)
+        remove = RemoveFileRequest(c.tag(7), CHAIN, c.version, 1, 8, 1)
+        assert (await c.rpc.call(c.replicas[0].address, REMOVE_FILE, remove, deadline=c.deadline())).removed == 2
+        await c.write(chunks[1], 0, b"new")
+        for head, others in ((2, (3, 1)), (3, (2, 1))):
+            c.chain((head, SERVING), *[(other, SERVING) for other in others])
+            again = replace(remove, chain_version=c.version, target=head)
+            reply = await c.rpc.call(c.replicas[head - 1].address, REMOVE_FILE, again, deadline=c.deadline())
+            assert (reply.removed, reply.more) == (2, False)
+            assert await c.read(chunks[1], 0, 10, target=head) == b"new"
+
+
+async def test_a_removal_that_not_all_know_of_is_not_answered_and_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(tmp_path, 2) as c:
+        await c.write(C1, 0, b"old")
+        service, target = c.replicas[1].service, c.replicas[0].target
+        assert service is not None and target is not None
+
+        def deaf(*arguments: object) -> None:
+            raise FS3Error(Code.NOT_SERVING, "deaf")
+
+        remove = RemoveFileRequest(c.tag(7), CHAIN, c.version, 1, C1.inode)
+        other = c.replicas[1].target
+        assert other is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(other, "learn", deaf)
+            with pytest.raises(FS3Error, match="deaf"):
+                await c.rpc.call(c.replicas[0].address, REMOVE_FILE, remove, deadline=c.deadline())
+        await c.write(C1, 0, b"new")
+        assert (await c.rpc.call(c.replicas[0].address, REMOVE_FILE, remove, deadline=c.deadline())).removed == 1
+        assert await c.read(C1, 0, 10) == b"new" and not target.removals
 
 
 async def test_sync_done_counts_only_while_syncing(tmp_path: Path) -> None:

@@ -62,6 +62,22 @@ def combine(first: int, second: int, second_length: int) -> int:
     return first ^ second
 
 
+def replaced(whole: int, old: int, new: int, behind: int) -> int:
+    """The CRC32C of a message after a part of it was replaced by as many other bytes, from the CRC32Cs of all of it and of
+    both parts; behind: how many bytes follow the part. Fast when few different values of that are in use."""
+    return whole ^ _apply(_shift(behind), old ^ new)
+
+
+@lru_cache(maxsize=256)
+def _shift(length: int) -> tuple[int, ...]:
+    """The linear map that appends so many zero bytes."""
+    matrix = tuple([1 << bit for bit in range(32)])
+    for bit in range(length.bit_length()):
+        if length >> bit & 1:
+            matrix = tuple([_apply(_shift_matrix(bit), column) for column in matrix])
+    return matrix
+
+
 def _apply(matrix: tuple[int, ...], vector: int) -> int:
     result = 0
     index = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from fs3.checksum import BLOCK_SIZE, Buffer, crc32c
+from fs3.checksum import BLOCK_SIZE, Buffer, crc32c, replaced
 
 PAGE_SIZE = 4096
 _PAGES = BLOCK_SIZE // PAGE_SIZE
@@ -48,6 +48,24 @@ class PageSums:
         sums += [0] * (_PAGES - len(sums))
         self._keep(place, (checksum, _FORMAT.pack(*sums)))
         return tuple(sums)
+
+    def overwrite(self, place: int, checksum: int, start: int, data: memoryview) -> int | None:
+        """The checksum of a whole block after `data` was written at `start` of it; None where that takes its other bytes.
+
+        It takes none of them where whole pages are written over pages whose checksums are known: these tell what changes.
+        """
+        if start % PAGE_SIZE or len(data) % PAGE_SIZE:
+            return None
+        sums = self.find(place, checksum)
+        if sums is None:
+            return None
+        fresh = list(sums)
+        for at in range(0, len(data), PAGE_SIZE):
+            page = (start + at) // PAGE_SIZE
+            fresh[page] = crc32c(data[at : at + PAGE_SIZE])
+            checksum = replaced(checksum, sums[page], fresh[page], BLOCK_SIZE - start - at - PAGE_SIZE)
+        self._keep(place, (checksum, _FORMAT.pack(*fresh)))
+        return checksum
 
     def _keep(self, place: int, entry: tuple[int, bytes]) -> None:
         if len(self._young) >= self._blocks_max:

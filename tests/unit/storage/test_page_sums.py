@@ -49,3 +49,23 @@ def test_bounded_and_what_is_used_stays() -> None:
         sums.learn(place, value, data)
         assert sums.find(0, value) is not None
     assert sum(sums.find(place, value) is not None for place in range(50)) <= 8
+
+
+def test_overwritten_pages_give_the_checksum_of_the_block() -> None:
+    chance = random.Random(5)
+    sums = PageSums()
+    data = bytearray(chance.randbytes(BLOCK_SIZE))
+    assert sums.overwrite(16, crc32c(data), 0, memoryview(data)[:PAGE_SIZE]) is None, "nothing is known yet"
+    sums.learn(16, crc32c(data), memoryview(data))
+    for _ in range(50):
+        first = chance.randrange(16)
+        count = chance.randrange(1, 17 - first)
+        fresh = chance.randbytes(count * PAGE_SIZE)
+        before = crc32c(data)
+        data[first * PAGE_SIZE : (first + count) * PAGE_SIZE] = fresh
+        assert sums.overwrite(16, before, first * PAGE_SIZE, memoryview(fresh)) == crc32c(data)
+        assert sums.find(16, before) is None
+        learnt = sums.find(16, crc32c(data))
+        assert learnt is not None and match(learnt, 0, data)
+    assert sums.overwrite(16, crc32c(data), 1, memoryview(data)[:PAGE_SIZE]) is None
+    assert sums.overwrite(16, crc32c(data), 0, memoryview(data)[:100]) is None

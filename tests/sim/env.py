@@ -8,7 +8,7 @@ from collections.abc import Callable
 import trio
 
 from fs3.env import Env, never
-from fs3.transport.base import Transport
+from tests.sim.net import SimTransport
 
 EPOCH_NS = 1_700_000_000_000_000_000
 
@@ -40,17 +40,18 @@ class SimEnv(Env):
 
     def __init__(
         self,
-        transport: Transport,
+        transport: SimTransport,
         chance: random.Random,
         clock: HostClock | None = None,
         rare: Callable[[str], bool] = never,
     ) -> None:
         super().__init__(transport, chance, rare=rare)
         self.clock = clock or HostClock()
+        self._time = transport.network.clock
 
     def monotonic(self) -> float:
         clock = self.clock
-        return clock._offset_s + clock.rate * trio.current_time()
+        return clock._offset_s + clock.rate * self._time.now
 
     def wall_ns(self) -> int:
-        return EPOCH_NS + self.clock.skew_ns + int(trio.current_time() * 1e9)
+        return EPOCH_NS + self.clock.skew_ns + int(self._time.now * 1e9)

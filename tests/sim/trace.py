@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import re
 import struct
-import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from enum import Enum
@@ -38,6 +37,9 @@ _SILENT = ("checksums", "chunk_size", "message")
 _OPERATION = re.compile(r" *[\d.]+ (client|mount)\d+ (?!starts|is |exits|ended|loses)")
 
 
+HASHED_TOGETHER = 1000
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Line:
     """One event in words. exchange: of a message, what it shares with its reply; None for all others."""
@@ -51,17 +53,17 @@ class Trace:
 
     def __init__(self, *, verbose: bool = False) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
+        self._hashed: list[bytes] = []  # what comes next; of messages their bodies, which hold checksums of all bulk data
         self.lines: deque[Line] = deque(maxlen=None if verbose else LOG_LINES)
         self.verbose = verbose
 
     def message(self, what: str, source: str, destination: str, frame: Frame | None, data: bytes) -> None:
         if frame is None:
             return
-        self._hash.update(
-            _EVENT.pack(
-                trio.current_time(), frame.kind, frame.method, frame.request_id, zlib.crc32(frame.body), zlib.crc32(data)
-            )
-        )
+        body = frame.body
+        self._hashed += (_EVENT.pack(trio.current_time(), frame.kind, frame.method, frame.request_id, len(body), len(data)), body)
+        if len(self._hashed) > HASHED_TOGETHER:
+            self._flush()
         if self.verbose:
             asks = frame.kind is Kind.REQUEST
             exchange = (source, destination, frame.request_id) if asks else (destination, source, frame.request_id)
@@ -71,7 +73,7 @@ class Trace:
     def note(self, text: str) -> None:
         """An event, for the hash and for people."""
         line = f"{trio.current_time():10.6f} {text}"
-        self._hash.update(line.encode())
+        self._hashed.append(line.encode())
         self.lines.append(Line(line))
 
     def say(self, text: str) -> None:
@@ -79,7 +81,12 @@ class Trace:
         self.lines.append(Line(f"{trio.current_time():10.6f} {text}"))
 
     def digest(self) -> str:
+        self._flush()
         return self._hash.hexdigest()
+
+    def _flush(self) -> None:
+        self._hash.update(b"".join(self._hashed))
+        self._hashed.clear()
 
 
 def words(frame: Frame, data: bytes) -> str:

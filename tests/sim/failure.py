@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.sim.plan import Plan
 from tests.sim.trace import Line, about, concerning
 
-WORDS_OF_KIND = 6
+STUCK = ("not at rest", "are left", "no time passes", "ever happen")
 
 
 class SimulationError(Exception):
@@ -31,9 +30,12 @@ class Failure:
 
     @property
     def kind(self) -> str:
-        """What two failures of one cause have in common: the first words of the reason, without numbers."""
-        first = self.reason.partition("\n")[0]
-        return " ".join(re.findall(r"(?<![\w.])[A-Za-z]+(?![\w.])", first)[:WORDS_OF_KIND])
+        """What two failures of one cause have in common: that data or names are wrong (whoever notices it first), that
+        something does not end, or the error of a program."""
+        error, _, words = self.reason.partition(": ")
+        if any(word in words for word in STUCK):
+            return "stuck"
+        return "wrong" if error in ("SimulationError", "BrokenRuleError", "TornError") else error
 
     def command(self, *, inline: bool = True, file: str = "") -> str:
         """What shows it again."""

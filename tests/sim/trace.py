@@ -34,6 +34,7 @@ _METHODS: dict[int, Method[Any, Any]] = {
 }
 _SILENT = ("checksums", "chunk_size", "message")
 """Fields that say little."""
+_INODE_OF_REPLY = re.compile(r"answers \(attr=\(inode=(\d+)")
 _OPERATION = re.compile(r" *[\d.]+ (client|mount)\d+ (?!starts|is |exits|ended|loses)")
 
 
@@ -61,7 +62,10 @@ class Trace:
         if frame is None:
             return
         body = frame.body
-        self._hashed += (_EVENT.pack(trio.current_time(), frame.kind, frame.method, frame.request_id, len(body), len(data)), body)
+        self._hashed += (
+            _EVENT.pack(trio.current_time(), frame.kind, frame.method, frame.request_id, len(body), len(data)),
+            body,
+        )
         if len(self._hashed) > HASHED_TOGETHER:
             self._flush()
         if self.verbose:
@@ -151,22 +155,34 @@ def about(reason: str) -> tuple[str, ...]:
 
 def concerning(lines: Sequence[Line], objects: Sequence[str]) -> Iterator[str]:
     """The lines that tell what became of these objects: their messages and operations, and all else that is neither."""
-    names = re.compile(r"\b(" + "|".join(map(re.escape, objects)) + r")\b") if objects else None
-    inode_of_reply = re.compile(r"answers \(attr=\(inode=(\d+)")
+    named = _words(objects)
+    messages = _in_messages(objects)
     exchanges: set[tuple[str, str, int]] = set()
-    some = names is not None and any(names.search(line.text) for line in lines if _OPERATION.match(line.text))
+    some = any(named.search(line.text) for line in lines if _OPERATION.match(line.text))
     for line in lines:
         if line.exchange is not None:
-            if names is None:
-                continue
-            if names.search(line.text):
+            if messages.search(line.text):
                 exchanges.add(line.exchange)
+            elif f" {line.exchange[0]} -> " in line.text:
+                exchanges.discard(line.exchange)  # a request; connections number theirs each by itself
+                continue
             elif line.exchange not in exchanges:
                 continue
-            made = inode_of_reply.search(line.text)
+            made = _INODE_OF_REPLY.search(line.text)
             if made is not None and made[1] not in objects:  # a name was given: go on with its inode
                 objects = (*objects, made[1])
-                names = re.compile(r"\b(" + "|".join(map(re.escape, objects)) + r")\b")
-        elif some and names is not None and _OPERATION.match(line.text) and not names.search(line.text):
+                named, messages = _words(objects), _in_messages(objects)
+        elif some and _OPERATION.match(line.text) and not named.search(line.text):
             continue
         yield line.text
+
+
+def _words(objects: Sequence[str]) -> re.Pattern[str]:
+    return re.compile(r"\b(" + "|".join([re.escape(each) for each in objects] or ["(?!)"]) + r")\b")
+
+
+def _in_messages(objects: Sequence[str]) -> re.Pattern[str]:
+    """Inodes, which are numbers like others, by the fields that they stand in."""
+    inodes = [each for each in objects if each.isdigit()]
+    fields = [rf"(?:inode|parent|directory)={each}\b|[= \[]{each}\.\d" for each in inodes]
+    return re.compile("|".join([*fields, *[rf"\b{re.escape(each)}\b" for each in objects if not each.isdigit()]]) or "(?!)")

@@ -175,6 +175,7 @@ async def _locked(node: StorageNode, target: LocalTarget, work: list[_Item], fro
                 await roll_forward(node, target, item.update.chunk, item.update.chunk_size, deadline)
     first = work[0].update
     role = node.map.for_update(first.chain, first.chain_version, first.target, from_client)
+    node.target(role)  # the lease may have run out while the locks were waited for
     forwards: list[tuple[_Item, Forward]] = []
     for item in work:
         try:
@@ -267,10 +268,10 @@ async def _prepare(node: StorageNode, target: LocalTarget, role: Role, item: _It
     action = decision.action
     committed = chunk.committed if chunk is not None else None
     number = committed.number if committed is not None else 0
-    if item.stale and action is Action.APPLY and committed is not None and update.version <= number:
-        # A copy that was held back; but what a target that is being filled holds from before is no reason to refuse.
-        if not syncing or committed.chain_version >= update.chain_version:
-            action = Action.STALE
+    # What a target that is being filled holds from before is no reason to refuse.
+    newer = committed is not None and (not syncing or committed.chain_version >= update.chain_version)
+    if item.stale and action is Action.APPLY and newer and update.version <= number:
+        action = Action.STALE  # a copy that was held back
     if action is Action.APPLY:
         return await _put(node, target, role, item, decision)
     if action is Action.RESUME:

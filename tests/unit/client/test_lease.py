@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -32,17 +33,26 @@ from fs3.transport.memory import MemoryTransport
 LEASE_S = 10.0
 
 
+@dataclass(slots=True)
+class DriftingEnv(Env):
+    rate: float = 1.0
+
+    def monotonic(self) -> float:
+        return 1000.0 + self.rate * trio.current_time()
+
+
 class World:
     """A lease with a fake mgmtd; `calls` says what arrived there and when."""
 
-    def __init__(self) -> None:
+    def __init__(self, rate: float = 1.0) -> None:
+        """rate: of the node's own clock; mgmtd's is right."""
         self.mgmtd = StaticMgmtd()
         self.mgmtd.handlers = {REGISTER.id: self.register, HEARTBEAT.id: self.heartbeat, UNREGISTER.id: self.unregister}
         self.calls: list[tuple[float, Any]] = []
         self.error: FS3Error | None = None
         self.report = TargetReport(7, 0, LocalState.ONLINE, 100, 0)
         self.lease = Lease(
-            Env(MemoryTransport(), random.Random(1)),
+            DriftingEnv(MemoryTransport(), random.Random(1), rate=rate),
             self.mgmtd,
             lambda: RegisterRequest(3, NodeKind.STORAGE, "mem://3", "h", 42, (), (self.report,)),
             lambda: (self.report,),
@@ -89,7 +99,7 @@ async def test_registers_then_beats_four_times_a_lease(autojump_clock: MockClock
         assert (reply.node, w.lease.node, w.lease.incarnation) == (3, 3, 42)
         await trio.sleep(10.1)
         assert w.beats() == [2.5, 5.0, 7.5, 10.0]
-        assert w.lease.holds() and w.lease.expires_at == 15.0
+        assert w.lease.holds() and w.lease.expires_at == 1015.0
         nursery.cancel_scope.cancel()
 
 
@@ -140,6 +150,20 @@ async def test_gives_up_after_half_a_lease_without_an_answer(code: Code, autojum
             w.error = FS3Error(code, "away")
     # The last answered one was sent at 2.5 s.
     assert trio.current_time() == pytest.approx(7.5)
+    assert not w.lease.holds()
+
+
+@pytest.mark.parametrize("rate", [0.51, 0.9, 1.0, 1.1, 1.5])
+async def test_it_fences_itself_before_mgmtd_calls_it_dead(rate: float, autojump_clock: MockClock) -> None:
+    """With a clock of its own that runs at half the speed of mgmtd's, or faster."""
+    w = World(rate)
+    with ends("half of the lease"):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(w.lease.run)
+            await trio.sleep(20)
+            w.error = FS3Error(Code.CONNECTION_LOST, "away")
+            answered = [at for at in w.beats() if at <= 20][-1]
+    assert trio.current_time() < answered + LEASE_S
     assert not w.lease.holds()
 
 

@@ -84,6 +84,7 @@ class Collector:
         self._claims = Claims(ctx.env, ctx.owner, times.abandoned_ms)
         self._gone_since: dict[int, float] = {}  # clients that are dead or not known, and since when
         self._swept: set[int] = set()  # dead clients whose sessions have ended
+        self._old_records: dict[bytes, tuple[int, float]] = {}  # key -> sequence, and since when it looks old
         self._failing = False
 
     async def run(self) -> None:
@@ -288,13 +289,26 @@ class Collector:
     # Records of requests
 
     async def forget_records(self) -> None:
-        """Remove the records of requests done so long ago that nobody asks for them again."""
+        """Remove the records of requests done so long ago that nobody asks for them again. Wall clocks may be wrong, also
+        that of whoever wrote a record: one that looks old goes once it has done so for all that time, by our own clock."""
         ctx = self._ctx
+        age_s = self._times.record_age_ms / 1000
+        now = ctx.env.monotonic()
+        known, self._old_records = self._old_records, {}
         begin, end = span(b"IDEM")
         while True:
-            oldest = (ctx.now_ns() // 1_000_000 - self._times.record_age_ms) // 1000
+            oldest = ctx.now_ns() / 1e9 - age_s
             pairs = await ctx.engine.transaction().get_range(begin, end, limit=PAGE, snapshot=True)
-            old = [(key, value) for key, value in pairs if unpack_record(value)[2] < oldest]
+            old = []
+            for key, value in pairs:
+                sequence, _, second, _, _ = unpack_record(value)
+                if second >= oldest:
+                    continue
+                seen, since = known.get(key, (0, now))
+                if seen == sequence and now - since >= age_s:
+                    old.append((key, value))
+                else:
+                    self._old_records[key] = (sequence, since if seen == sequence else now)
 
             async def forget(txn: Txn, old: list[tuple[bytes, bytes]] = old) -> None:
                 for key, value in old:

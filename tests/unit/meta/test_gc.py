@@ -204,7 +204,22 @@ async def test_old_records_are_forgotten(autojump_clock: object) -> None:
         assert len(await w.keys(b"IDEM")) == 301
         w.env._now_ns += 1_000 * 10**9  # type: ignore[attr-defined]
         await w.service.collector.forget_records()
+        await trio.sleep(3_601)
+        await w.service.collector.forget_records()
         assert len(await w.keys(b"IDEM")) == 1
+
+
+async def test_records_outlive_a_wrong_wall_clock(autojump_clock: object) -> None:
+    """A retry must be answered though some daemon's wall clock was set ahead by days, and back."""
+    async with world() as w:
+        await w.mkdir(R, b"d")
+        for _ in range(3):
+            w.env._now_ns += 86_400 * 10**9  # type: ignore[attr-defined]
+            await w.service.collector.forget_records()
+            w.env._now_ns -= 86_400 * 10**9  # type: ignore[attr-defined]
+            await w.service.collector.forget_records()
+            await trio.sleep(1_800)
+            assert len(await w.keys(b"IDEM")) == 1
 
 
 async def test_the_collector_survives_what_fails(autojump_clock: object) -> None:

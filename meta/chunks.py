@@ -75,7 +75,7 @@ class RoutedChunks:
         first = index + (rest > 0)
 
         async def one(chain: int) -> None:
-            await self._storage.remove_file(chain, inode, first, deadline=deadline, tag=_tag(inode, version, 1))
+            await self._storage.remove_file(chain, inode, first, deadline=deadline, tag=_tag(inode, version, 0))
 
         await each(chains_of(layout, table, first, bound), one, CHAINS_AT_ONCE)
         if rest:
@@ -83,7 +83,7 @@ class RoutedChunks:
             chain = chains[index % len(chains)]
             found = await self._storage.query(chain, inode, index, deadline=deadline)
             if found.last_index == index and found.last_length > rest:
-                chunk, tag = ChunkId(inode, index), _tag(inode, version, 2)
+                chunk, tag = ChunkId(inode, index), _tag(inode, version, 1)
                 await self._storage.truncate(chain, chunk, rest, layout.chunk_size, deadline=deadline, tag=tag)
 
     async def file_length(self, inode: int, layout: FileLayout, *, deadline: float) -> int:
@@ -100,5 +100,6 @@ class RoutedChunks:
 
 
 def _tag(inode: int, version: int, step: int) -> RequestTag:
-    """Names a step of a truncation for all daemons that may do it. Ids of clients are odd, so that this is nobody's."""
-    return RequestTag(2 * inode, version, step)
+    """Names a step of a truncation for all daemons that may do it. Ids of clients are odd, so that this is nobody's. Each
+    step has a channel of its own: when the second is done, the first may still be asked for again."""
+    return RequestTag(2 * inode, 2 * version + step, 1)

@@ -47,3 +47,9 @@ async def test_daemons_that_do_the_same_truncation_send_the_same_requests() -> N
     tags = [tag for _, _, tag in first]
     assert None not in tags
     assert not set(tags) & {tag for _, _, tag in await truncated(6)}
+
+
+async def test_a_truncation_can_be_repeated_from_its_first_step() -> None:
+    """A channel forgets a request when the next one comes: the steps must not share one."""
+    tags = {tag for _, _, tag in await truncated(4) if tag is not None}
+    assert len(tags) == len({(tag.client, tag.channel) for tag in tags}) == 2

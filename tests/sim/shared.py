@@ -191,8 +191,10 @@ class SharedLoad(Load):
             raise
 
     async def _unlink(self, fs: FileSystem, life: str, name: bytes) -> None:
-        self.files[name].taken(name, life)
+        file = self.files[name]
+        file.taken(name, life)
         try:
+            await fs.lookup(ROOT, self.folder, name)  # as the kernel does
             await fs.unlink(ROOT, self.folder, name)
         except FS3Error as error:
             if error.code is not Code.NOT_FOUND:

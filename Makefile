@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help run test lint type sim soak bench image clean
+.PHONY: help run test lint type sim soak bench bench-storage image clean
 
 help:
 	@echo "make run     install what is missing, run a cluster here and mount it at ./mnt (ARGS: see 'fs3 up --help')"
@@ -13,6 +13,7 @@ help:
 	@echo "make sim     run simulated clusters under faults: SEEDS=n of each shape, or SEED=n SHAPE=name [PLAN=file or text] to see one again"
 	@echo "make soak    the same from a random seed on until stopped; what fails goes into failures.txt"
 	@echo "make bench   compare with JuiceFS on this machine (ARGS: see tests/bench/compare.py --help)"
+	@echo "make bench-storage  throughput of the storage service alone (ARGS: see tests/bench/storage.py --help)"
 	@echo "make image   build the container image fs3:latest"
 	@echo "make clean   remove the virtual environment and caches; data and mounts stay"
 
@@ -44,6 +45,10 @@ soak:
 bench:
 	@scripts/prepare $(VENV) test
 	$(BIN)/python tests/bench/compare.py $(ARGS)
+
+bench-storage:
+	@scripts/prepare $(VENV) test
+	$(BIN)/python -m tests.bench.storage $(ARGS)
 
 image:
 	docker build -f docker/Dockerfile -t fs3:latest .

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from fs3.api.storage import DUMP, READ, ChunkMeta, DumpRequest, ReadRange, ReadRequest
 from fs3.checksum import piece_checksums
 from fs3.ids import ChunkId
 from fs3.routing import Chain
 from tests.sim.cluster import SimulationError, World
 from tests.sim.history import History
-from tests.sim.linear import Model, check
+from tests.sim.linear import Model, Operation, check
 
 STEPS_MAX = 400_000
 
@@ -16,6 +19,7 @@ STEPS_MAX = 400_000
 def check_linearizable(history: History, model: Model) -> bool:
     """Every object's operations have an order that explains them. False: the search took too long to tell."""
     operations = history.relevant()
+    check_origins(operations)
     # An operation of unknown outcome may never have happened. Those that nobody saw the effect of are left out at first:
     # what is in order without them is in order, and the search is much shorter.
     seen = {writer for op in operations if op.known and op.input[0] == "read" for writer in op.output}
@@ -26,6 +30,20 @@ def check_linearizable(history: History, model: Model) -> bool:
     if not verdict.ok and not verdict.gave_up:
         raise SimulationError(verdict.explain())
     return verdict.ok
+
+
+def check_origins(operations: Sequence[Operation]) -> None:
+    """No read of cells serves what nobody had begun to write to that object by then. Found where the search gives up too."""
+    begun = {(op.key, op.input[3]): op.called for op in operations if op.input[0] == "write"}
+    for op in operations:
+        if op.input[0] != "read" or not op.known:
+            continue
+        for writer in op.output:
+            if writer and begun.get((op.key, writer), math.inf) > op.returned:
+                raise SimulationError(
+                    f"object {op.key}: the read {op.input[1:]} of client {op.client} at {op.returned:.6f} serves"
+                    f" {op.output}; nobody had begun the write {writer} by then"
+                )
 
 
 async def check_replicas(world: World) -> int:

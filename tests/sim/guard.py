@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import io
-import multiprocessing
 import os
-import queue
 import random
 import secrets
 import select
@@ -50,11 +47,8 @@ _NAMES: tuple[tuple[Any, str], ...] = (
     (select, "select poll epoll"),
     (signal, "signal alarm setitimer"),
     (subprocess, "Popen run call check_call check_output"),
-    (multiprocessing, "Process Pool"),
     (threading.Thread, "start"),
     (threading.Event, "wait"),
-    (queue.Queue, "get put"),
-    (asyncio, "run get_event_loop new_event_loop"),
     (tempfile, "mkstemp mkdtemp TemporaryFile NamedTemporaryFile TemporaryDirectory"),
     (builtins, "open input"),
     (io, "open"),

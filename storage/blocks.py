@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from fs3.checksum import BLOCK_SIZE, Buffer, crc32c
 
-_ZEROS = bytes(BLOCK_SIZE)
+ZEROS = bytes(BLOCK_SIZE)
 _ZERO_PIECE = bytes(1024 * 1024)
 
 
@@ -36,7 +36,7 @@ def at(packed: bytes, block: int) -> int:
 
 @lru_cache(maxsize=16)
 def _of_zeros(length: int) -> int:
-    return crc32c(_ZEROS[:length])
+    return crc32c(ZEROS[:length])
 
 
 def overwritten(
@@ -57,6 +57,19 @@ def overwritten(
     return packed[: 4 * first] + fresh + packed[4 * (first + len(values)) :]
 
 
+def zeroed(packed: bytes, offset: int, end: int, head: int, tail: Buffer = b"") -> bytes:
+    """The checksums after [offset, end), inside the content, became zeros. head, tail: as for overwritten()."""
+    first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
+    values = []
+    for block in range(first, last + 1):
+        start = max(offset, block * BLOCK_SIZE)
+        count = min(end, (block + 1) * BLOCK_SIZE) - start
+        values.append(crc32c(ZEROS[:count], head) if start % BLOCK_SIZE else _of_zeros(count))
+    if len(tail):
+        values[-1] = crc32c(tail, values[-1])
+    return packed[: 4 * first] + _format(len(values)).pack(*values) + packed[4 * (last + 1) :]
+
+
 def extended(packed: bytes, length: int, new_length: int) -> bytes:
     """The checksums after zeros were put behind the content, up to new_length."""
     if new_length <= length:
@@ -66,7 +79,7 @@ def extended(packed: bytes, length: int, new_length: int) -> bytes:
     within = length % BLOCK_SIZE
     if within:
         fill = min(BLOCK_SIZE - within, new_length - length)
-        values.append(crc32c(_ZEROS[:fill], at(packed, length // BLOCK_SIZE)))
+        values.append(crc32c(ZEROS[:fill], at(packed, length // BLOCK_SIZE)))
         length += fill
         packed = packed[:-4]
     whole, rest = divmod(new_length - length, BLOCK_SIZE)

@@ -2,67 +2,43 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
-from fs3.checksum import BLOCK_SIZE, block_checksums, crc32c
+from fs3.checksum import BLOCK_SIZE, crc32c
 from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId
 
 from . import blocks
-from .allocator import SlotAllocator
-from .disk import Disk, DiskFile
+from .chunk_table import ChunkTable
+from .contents import Contents, Damaged
+from .data_files import DataFiles
 from .engine import Engine, ReadData
-from .index import ChunkIndex
 from .page_sums import PAGE_SIZE, PageSums, cover, match
 from .records import Slot, StoredVersion
 
 _EMPTY = memoryview(b"")
 
 
-class SizeClass:
-    """The data file of one slot size."""
-
-    def __init__(self, shift: int, file: DiskFile) -> None:
-        self.shift = shift
-        self.file = file
-        self.slots = SlotAllocator()
-        self.dirty = False
-
-
 class ChunkReads(Engine):
-    """The reading half of ChunkEngine."""
+    """The reading half of ChunkEngine. name: of the target, for people."""
 
-    _disk: Disk
-    _folder: str
-    _index: ChunkIndex
-    _bad: set[ChunkId]
-
-    def __init__(self) -> None:
+    def __init__(self, name: str, table: ChunkTable, files: DataFiles, contents: Contents) -> None:
+        self._name = name
+        self._table = table
+        self._files = files
+        self._contents = contents
         self._pages = PageSums()
         self._scratch = memoryview(bytearray(BLOCK_SIZE))  # for what is read without waiting
 
-    @abstractmethod
-    def _class(self, shift: int) -> SizeClass: ...
-
-    @abstractmethod
-    def _unpin(self, slot: Slot) -> None: ...
-
     async def read_into(self, chunk: ChunkId, offset: int, into: memoryview) -> ReadData:
-        while True:
-            found = self.read_now(chunk, offset, into)
-            if found is not None:
-                return found
-            record = self._index.find(chunk)
-            version = record.committed if record is not None else None
-            assert version is not None and version.slot is not None, "what has no bytes needs no waiting"
-            edits = version.slot.edits
-            found = await self._read_version(chunk, version, version.slot, offset, into)
-            if version.slot.edits == edits:
-                return found
-            # A patch was applied under a read that had to wait for the disk.
+        found = self.read_now(chunk, offset, into)
+        if found is not None:
+            return found
+        record = self._table.find(chunk)
+        version = record.committed if record is not None else None
+        assert version is not None, "what has no bytes needs no waiting"
+        return await self._read_version(chunk, version, offset, into)
 
     def read_now(self, chunk: ChunkId, offset: int, into: memoryview) -> ReadData | None:
-        record = self._index.find(chunk)
+        record = self._table.find(chunk)
         version = record.committed if record is not None else None
         if version is None:
             return ReadData(_EMPTY, (), 0, 0)
@@ -74,12 +50,11 @@ class ChunkReads(Engine):
         if end <= offset or slot is None:
             return ReadData(_EMPTY, (), version.length, version.number)
         data = into[: end - offset]
-        file = self._class(slot.shift).file
         first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
         if offset % BLOCK_SIZE or (end % BLOCK_SIZE and end != version.length):
             checksums = self._read_cut(chunk, version, slot, offset, data)
             return ReadData(data, checksums, version.length, version.number) if checksums else None
-        if not file.read_now(slot.offset + offset, data):
+        if not self._contents.read_now(version, offset, data):
             return None
         checksums = blocks.unpack(version.checksums[4 * first : 4 * last + 4])
         return ReadData(data, checksums, version.length, version.number)
@@ -107,46 +82,44 @@ class ChunkReads(Engine):
             if value is None:
                 return ()
             values[-1] = value
-        if start < stop and not self._class(slot.shift).file.read_now(slot.offset + offset + start, data[start:stop]):
+        if start < stop and not self._contents.read_now(version, offset + start, data[start:stop]):
             return ()
         return tuple(values)
 
     def _read_part(self, chunk: ChunkId, version: StoredVersion, slot: Slot, offset: int, data: memoryview) -> int | None:
         """Read a part of one block; its checksum, None where it would have to wait."""
-        file = self._class(slot.shift).file
         block, start = divmod(offset, BLOCK_SIZE)
         stop = start + len(data)
         expected = blocks.at(version.checksums, block)
-        at = slot.offset + block * BLOCK_SIZE
+        at = block * BLOCK_SIZE
+        place = (slot.number << slot.shift) + at | slot.shift
         end = min(BLOCK_SIZE, version.length - block * BLOCK_SIZE)
-        sums = self._pages.find(at | slot.shift, expected)
+        sums = self._pages.find(place, expected)
         if sums is not None:
             low, high = cover(start, stop, end)
             if low == start and high == stop:
-                if not file.read_now(at + start, data):
+                if not self._contents.read_now(version, at + start, data):
                     return None
                 if len(data) <= PAGE_SIZE:
                     return sums[start // PAGE_SIZE]  # verified by who reads it
                 pages = data
             else:
                 pages = self._scratch[: high - low]
-                if not file.read_now(at + low, pages):
+                if not self._contents.read_now(version, at + low, pages):
                     return None
                 data[:] = pages[start - low : stop - low]
             if match(sums, low, pages):
                 return crc32c(data)
         whole = self._scratch[:end]
-        if not file.read_now(at, whole):
+        if not self._contents.read_now(version, at, whole):
             return None
         if crc32c(whole) != expected:
             raise self._damaged(chunk, block)
-        self._pages.learn(at | slot.shift, expected, whole)
+        self._pages.learn(place, expected, whole)
         data[:] = whole[start:stop]
         return crc32c(data)
 
-    async def _read_version(
-        self, chunk: ChunkId, version: StoredVersion, slot: Slot, offset: int, into: memoryview
-    ) -> ReadData:
+    async def _read_version(self, chunk: ChunkId, version: StoredVersion, offset: int, into: memoryview) -> ReadData:
         """Wait for the disk."""
         end = min(offset + len(into), version.length)
         first, last = offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE
@@ -154,10 +127,10 @@ class ChunkReads(Engine):
         checksums = blocks.unpack(version.checksums[4 * first : 4 * last + 4])
         data = into[: end - offset]
         if start == offset and stop == end:
-            await self._read_slot(slot, start, data)
+            await self._contents.read(version, start, data)
         else:
             view = memoryview(bytearray(stop - start))
-            await self._read_slot(slot, start, view)
+            await self._contents.read(version, start, view)
             data[:] = view[offset - start : end - start]
             checksums = self._recut(chunk, view, data, checksums, offset - start, stop - end)
         return ReadData(data, checksums, version.length, version.number)
@@ -183,76 +156,40 @@ class ChunkReads(Engine):
         return tuple(values)
 
     async def read_whole(self, chunk: ChunkId, *, pending: bool) -> memoryview:
-        record = self._index.find(chunk)
+        record = self._table.find(chunk)
         assert record is not None
         version = record.pending if pending else record.committed
         assert version is not None
-        if (record.damaged and not pending) or version.lost():
+        if record.damaged and not pending:
             raise self._damaged(chunk, -1)
-        if version.slot is None:
-            return _EMPTY
-        view = memoryview(bytearray(version.length))
-        await self._read_slot(version.slot, 0, view)
-        if version.patch is not None:
-            patch = version.patch
-            view[patch.offset : patch.offset + len(patch.data)] = patch.data
-        if blocks.pack(block_checksums(view)) != version.checksums:
-            raise self._damaged(chunk, -1)
-        return view
+        try:
+            return await self._contents.read_whole(version)
+        except Damaged:
+            raise self._damaged(chunk, -1) from None
 
     async def verify(self, chunk: ChunkId) -> bool:
         while True:
-            record = self._index.find(chunk)
+            record = self._table.find(chunk)
             version = record.committed if record is not None else None
             if record is None or version is None:
                 return True
-            if version.slot is None:
-                return not version.lost()
-            edits = version.slot.edits
-            view = memoryview(bytearray(version.length))
             try:
-                await self._read_slot(version.slot, 0, view)
-                good = blocks.pack(block_checksums(view)) == version.checksums
+                await self._contents.read_whole(version, medium=True)
+                good = True
+            except Damaged:
+                good = False
             except FS3Error as error:
                 if error.code is not Code.READ_FAILED:
                     raise
                 good = False
-            if record.committed is version and version.slot.edits == edits:
+            if record.committed is version:
                 break
-        if good:
-            record.damaged = False
-            self._bad.discard(chunk)
-        else:
-            self._found_damaged(chunk)
+        if version.slot is not None:
+            self._table.mark_damaged(chunk, version.slot, not good)
         return good
 
     def damaged(self) -> list[ChunkId]:
-        return sorted(self._bad)
-
-    def _found_damaged(self, chunk: ChunkId) -> None:
-        record = self._index.find(chunk)
-        assert record is not None
-        record.damaged = True
-        self._bad.add(chunk)
-
-    async def _read_blocks(self, version: StoredVersion, slot: Slot, first: int, count: int) -> memoryview:
-        """Blocks of a version, verified."""
-        start = first * BLOCK_SIZE
-        view = memoryview(bytearray(min(count * BLOCK_SIZE, version.length - start)))
-        await self._read_slot(slot, start, view)
-        for block in range(count):
-            if crc32c(view[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]) != blocks.at(version.checksums, first + block):
-                raise FS3Error(Code.CHECKSUM, f"{self._folder}: block {first + block} of a chunk is damaged")
-        return view
-
-    async def _read_slot(self, slot: Slot, offset: int, into: memoryview) -> None:
-        slot.pins += 1
-        try:
-            await self._class(slot.shift).file.read(slot.offset + offset, into)
-        finally:
-            self._unpin(slot)
+        return sorted(self._table.damaged)
 
     def _damaged(self, chunk: ChunkId, block: int) -> FS3Error:
-        return FS3Error(
-            Code.CHECKSUM, f"{self._disk.name}/{self._folder}: chunk {chunk.inode:x}.{chunk.index} block {block} is damaged"
-        )
+        return FS3Error(Code.CHECKSUM, f"{self._name}: chunk {chunk.inode:x}.{chunk.index} block {block} is damaged")

@@ -34,6 +34,14 @@ class DiskFile(ABC):
         """Fill `into` if that needs no waiting for the disk. False: it would, and `into` holds anything."""
         return False
 
+    async def read_medium(self, offset: int, into: memoryview) -> None:
+        """Fill `into` from the disk itself, past what is in memory, where that can be."""
+        await self.read(offset, into)
+
+    @abstractmethod
+    def read_blocking(self, offset: int, into: memoryview) -> None:
+        """Fill `into`; all tasks wait."""
+
     @abstractmethod
     async def write(self, offset: int, parts: Sequence[Buffer]) -> None:
         """Write the parts one behind the other. Fails or is cancelled: any part of the range may have changed.
@@ -42,12 +50,12 @@ class DiskFile(ABC):
         """
 
     @abstractmethod
-    def write_at_once(self, offset: int, data: Buffer) -> None:
-        """Write a little without giving way to other tasks, so that they see all of it or nothing."""
+    async def punch(self, offset: int, length: int) -> None:
+        """Give the range's space back, where the file system can; it reads as zeros then, or as before."""
 
     @abstractmethod
-    async def punch(self, offset: int, length: int) -> None:
-        """Give the range's space back; it reads as zeros then."""
+    async def zero(self, offset: int, length: int) -> None:
+        """Make the range zeros, in as little space as can be. Else as write()."""
 
     @abstractmethod
     async def sync(self) -> None:
@@ -62,7 +70,7 @@ class Records(ABC):
 
     @abstractmethod
     def load(self) -> Iterator[tuple[bytes, bytes]]:
-        """All records in the order of their keys."""
+        """All records in the order of their keys. Once all were taken, all are durable. Raises RECORDS_DAMAGED."""
 
     @abstractmethod
     def write(self, puts: Sequence[tuple[bytes, bytes]], deletes: Sequence[bytes] = ()) -> None:
@@ -100,6 +108,14 @@ class Disk(ABC):
     @abstractmethod
     def open_file(self, name: str) -> DiskFile:
         """Open a data file, creating it and its folder."""
+
+    @abstractmethod
+    async def remove_file(self, name: str) -> None:
+        """Remove a data file, which nobody has open; power loss may bring it back."""
+
+    @abstractmethod
+    def boot_id(self) -> str:
+        """Another one after each start of the host: what was not synced may have been lost at it."""
 
     @abstractmethod
     def open_records(self, name: str) -> Records:

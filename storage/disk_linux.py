@@ -34,12 +34,15 @@ THREADS_AFTER_STALL_MS = 500.0
 _IOV_MAX = 1024
 _MEMTABLE_SIZE = 16 * 1024 * 1024
 _DISK_IS_GONE = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.EUCLEAN)
+_FOLDERS_DEEP = 2
 _KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02
 SECTOR = 4096
 """What direct I/O is counted in; no disk has larger ones."""
 _PIECE = 1024 * 1024
 _TMPFS_MAGIC = 0x01021994
 _STATFS_SIZE = 256  # more than any version of the struct, which starts with the file system's type
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -53,11 +56,21 @@ def disk_error(error: OSError, what: str) -> FS3Error:
     return FS3Error(Code.DISK_FAILED, f"{what}: {error.strerror or error}")
 
 
+def sync_folder(path: Path) -> None:
+    """Make durable which names are in a folder."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 class LinuxFile(DiskFile):
     """A data file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._created = not path.exists()
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._threads_until = 0.0
         self._now_flags = 0 if _in_memory(self._fd) else os.RWF_NOWAIT  # for preadv; -1 where nothing can be had at once
@@ -100,6 +113,22 @@ class LinuxFile(DiskFile):
                 return
             done += count
 
+    async def read_medium(self, offset: int, into: memoryview) -> None:
+        def run() -> None:
+            os.posix_fadvise(self._fd, offset, len(into), os.POSIX_FADV_DONTNEED)
+            self._read_rest(offset, into)
+
+        try:
+            await trio.to_thread.run_sync(run)
+        except OSError as error:
+            raise self._unread(error) from None
+
+    def read_blocking(self, offset: int, into: memoryview) -> None:
+        try:
+            self._read_rest(offset, into)
+        except OSError as error:
+            raise self._unread(error) from None
+
     async def write(self, offset: int, parts: Sequence[Buffer]) -> None:
         length = 0
         for part in parts:
@@ -130,29 +159,45 @@ class LinuxFile(DiskFile):
             offset += count
             view = view[count:]
 
-    def write_at_once(self, offset: int, data: Buffer) -> None:
-        try:
-            self._write_one(offset, data)
-        except OSError as error:
-            raise disk_error(error, f"write {self._path}") from None
-
     async def punch(self, offset: int, length: int) -> None:
-        def run() -> None:
-            if _libc.fallocate(self._fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) != 0:
-                code = ctypes.get_errno()
-                if code != errno.EOPNOTSUPP:
-                    raise OSError(code, os.strerror(code))
-
         try:
-            await trio.to_thread.run_sync(run)
+            await trio.to_thread.run_sync(self._punch, offset, length)
         except OSError as error:
             raise disk_error(error, f"punch {self._path}") from None
 
+    def _punch(self, offset: int, length: int) -> bool:
+        """Whether the file system can do that."""
+        if _libc.fallocate(self._fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) != 0:
+            code = ctypes.get_errno()
+            if code != errno.EOPNOTSUPP:
+                raise OSError(code, os.strerror(code))
+            return False
+        return True
+
+    async def zero(self, offset: int, length: int) -> None:
+        try:
+            await trio.to_thread.run_sync(self._zero, offset, length)
+        except OSError as error:
+            raise disk_error(error, f"zero {self._path}") from None
+
+    def _zero(self, offset: int, length: int) -> None:
+        if not self._punch(offset, length):
+            zeros = bytes(min(length, INLINE_BYTES_MAX))
+            for at in range(0, length, len(zeros)):
+                self._write_one(offset + at, memoryview(zeros)[: length - at])
+
     async def sync(self) -> None:
         try:
-            await trio.to_thread.run_sync(os.fdatasync, self._fd)
+            await trio.to_thread.run_sync(self._sync)
         except OSError as error:
             raise disk_error(error, f"sync {self._path}") from None
+
+    def _sync(self) -> None:
+        os.fdatasync(self._fd)
+        if self._created:  # its name, and those of the folders that were made for it
+            for folder in list(self._path.parents)[:_FOLDERS_DEEP]:
+                sync_folder(folder)
+            self._created = False
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -279,6 +324,7 @@ class RocksRecords(Records):
     def load(self) -> Iterator[tuple[bytes, bytes]]:
         try:
             yield from self._db.items()
+            self._db.flush_wal(True)
         except Exception as error:
             raise self._unusable(error) from None
 
@@ -362,11 +408,7 @@ class LinuxDisk(Disk):
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(path)
-            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(path.parent)
         except OSError as error:
             raise disk_error(error, f"write {path}") from None
 
@@ -385,6 +427,18 @@ class LinuxDisk(Disk):
             return DirectFile(path) if self._direct else LinuxFile(path)
         except OSError as error:
             raise disk_error(error, f"open {path}") from None
+
+    async def remove_file(self, name: str) -> None:
+        try:
+            await trio.to_thread.run_sync(partial((self._root / name).unlink, missing_ok=True))
+        except OSError as error:
+            raise disk_error(error, f"remove {self._root / name}") from None
+
+    def boot_id(self) -> str:
+        try:
+            return _BOOT_ID.read_text().strip()
+        except OSError as error:
+            raise disk_error(error, f"read {_BOOT_ID}") from None
 
     def open_records(self, name: str) -> Records:
         return RocksRecords(self._root / name)

@@ -23,7 +23,7 @@ from .space import SpaceBudget
 
 logger = logging.getLogger("fs3.storage.disks")
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _CHUNK_ID_SIZE = 16
 _FORMAT_NAME = "fs3-storage"
 _OURS = ("LOCK", "FORMAT.new", "lost+found")
@@ -87,10 +87,10 @@ def _parse(found: bytes, name: str, node_id: int) -> tuple[list[int], set[int]]:
     kind, _, number_text = head.partition(" ")
     if kind != _FORMAT_NAME or not number_text.isdigit():
         raise ConfigError(f"data folder {name} is no data of a storage daemon (its FORMAT says {head[:40]!r})")
-    if int(number_text) > FORMAT_VERSION:
+    if int(number_text) != FORMAT_VERSION:
         raise FS3Error(
             Code.FORMAT_VERSION,
-            f"data folder {name} has format {number_text}, this program knows {FORMAT_VERSION} and older",
+            f"data folder {name} has format {number_text}, this program knows {FORMAT_VERSION} only",
         )
     try:
         content = json.loads(rest)

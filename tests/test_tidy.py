@@ -21,7 +21,16 @@ PURE = {
     "fs3": ("ids.py", "errors.py", "layout.py", "routing.py", "checksum.py", "wire/*.py", "api/*.py", "client/selection.py"),
     "mgmtd": ("chains.py", "cluster.py", "lease.py", "placement.py"),
     "meta": ("schema.py", "acl.py", "fsck.py"),
-    "storage": ("replica.py", "channels.py", "targets.py", "allocator.py", "resync.py"),
+    "storage": (
+        "replica.py",
+        "channels.py",
+        "targets.py",
+        "allocator.py",
+        "blocks.py",
+        "index.py",
+        "records.py",
+        "resync.py",
+    ),
     "fuse": ("handles.py", "cache.py"),
 }
 WORLD = {"trio", "time", "random", "os", "socket", "threading", "subprocess", "asyncio"}

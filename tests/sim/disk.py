@@ -311,6 +311,10 @@ class SimDisk(Disk):
     def open_file(self, name: str) -> DiskFile:
         return _File(self, name)
 
+    async def remove_file(self, name: str) -> None:
+        if not self.closed:
+            self.platter.files.pop(name, None)
+
     def open_records(self, name: str) -> Records:
         return _Records(self, name)
 
@@ -351,6 +355,13 @@ class _File(DiskFile):
                 into[len(found) :] = bytes(length - len(found))
             found.release()
 
+    def read_blocking(self, offset: int, into: memoryview) -> None:
+        store, length = self._store, len(into)
+        if store.bad and not store.bad.isdisjoint(range(*_pages(offset, length))):
+            raise FS3Error(Code.READ_FAILED, f"read {self._path} at {offset}: Input/output error (injected)")
+        found = bytes(store.view[offset : offset + length])
+        into[:] = found.ljust(length, b"\0")
+
     async def write(self, offset: int, parts: Sequence[Buffer]) -> None:
         disk, store = self._disk, self._store
         length = sum([len(part) for part in parts])
@@ -373,19 +384,18 @@ class _File(DiskFile):
             share = chance.choice((0.2, 1.0, 1.0))
             store.write_back([page for page in list(store.dirty) if share == 1 or chance.random() < share])
 
-    def write_at_once(self, offset: int, data: Buffer) -> None:
-        if self._disk.closed:
-            return
-        self._disk.check_room(self._store.growth(offset, len(data)), f"write {self._path}")
-        if self._disk.platter.errors and self._disk.platter.chance.random() < self._disk.platter.errors:
-            raise _failed(f"write {self._path}")
-        self._store.write(offset, [data])
-
     async def punch(self, offset: int, length: int) -> None:
         await self._disk.step(self._disk.platter.wear.write_s, f"punch {self._path}")
         length = max(0, min(length, len(self._store.view) - offset))
         if length:
             self._store.punch(offset, length)
+
+    async def zero(self, offset: int, length: int) -> None:
+        await self._disk.step(self._disk.platter.wear.write_s, f"zero {self._path}")
+        missing = offset + length - len(self._store.view)
+        if missing > 0:
+            self._store.view.extend(bytes(missing))
+        self._store.punch(offset, length)
 
     async def sync(self) -> None:
         store = self._store
@@ -407,6 +417,8 @@ class _Records(Records):
     def load(self) -> Iterator[tuple[bytes, bytes]]:
         if self._log.broken:
             raise FS3Error(Code.RECORDS_DAMAGED, f"{self._path}: block checksum mismatch (injected)")
+        if not self._disk.platter.fsync_lies:
+            self._log.sync(self._log.written())
         return iter(sorted(self._log.view.items()))
 
     def write(self, puts: Sequence[tuple[bytes, bytes]], deletes: Sequence[bytes] = ()) -> None:

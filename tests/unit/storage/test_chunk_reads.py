@@ -9,8 +9,8 @@ import pytest
 
 from fs3.checksum import piece_checksums
 from fs3.errors import Code, FS3Error
-from tests.unit.storage.support import open_engine
-from tests.unit.storage.test_engine import C1, write
+
+from .test_engine import C1, open_engine, write
 
 LENGTH = 300_001
 
@@ -19,7 +19,7 @@ async def test_any_range_has_its_bytes_and_checksums(tmp_path: Path) -> None:
     engine, disk = open_engine(tmp_path)
     chance = random.Random(1)
     content = bytearray(chance.randbytes(LENGTH))
-    await write(engine, 0, bytes(content))
+    await write(engine, 0, content)
     for _ in range(400):
         unit = chance.choice((1, 4096, 65_536))
         offset = chance.randrange(LENGTH // unit + 1) * unit
@@ -43,7 +43,7 @@ async def test_pages_that_rot_after_they_were_read(tmp_path: Path) -> None:
     engine, disk = open_engine(tmp_path)
     await write(engine, 0, b"a" * 200_000)
     await engine.read(C1, 4096, 4096)
-    with (tmp_path / "target-1/data-18").open("r+b") as file:
+    with (tmp_path / "target-1/data-18-0").open("r+b") as file:
         file.seek(5000)
         file.write(b"!")
     page = await engine.read(C1, 4096, 4096)

@@ -19,11 +19,11 @@ def test_a_fresh_disk_is_formatted_and_keeps_its_targets(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "code", "words"),
     [
-        (b"fs3-storage 2\n{}", Code.FORMAT_VERSION, "has format 2, this program knows 1"),
+        (b"fs3-storage 1\n{}", Code.FORMAT_VERSION, "has format 1, this program knows 2"),
         (b"fs3-mgmtd 1\n", Code.CONFIG, "no data of a storage daemon"),
         (b"\xff\xfe", Code.CONFIG, "no data of a storage daemon"),
-        (b"fs3-storage 1\n{}", Code.CONFIG, "damaged"),
-        (b'fs3-storage 1\n{"node": 3, "targets": [1]}\n', Code.CONFIG, "belongs to node 3, this is node 12"),
+        (b"fs3-storage 2\n{}", Code.CONFIG, "damaged"),
+        (b'fs3-storage 2\n{"node": 3, "targets": [1]}\n', Code.CONFIG, "belongs to node 3, this is node 12"),
     ],
 )
 def test_other_data_is_refused(tmp_path: Path, content: bytes, code: Code, words: str) -> None:

@@ -98,7 +98,7 @@ def test_targets_of_a_fresh_disk_are_empty_until_they_are_settled() -> None:
 
 def test_a_format_file_without_empty_targets_is_read() -> None:
     disk = MemoryDisk()
-    disk.small["FORMAT"] = b'fs3-storage 1\n{"node": 1, "targets": [5]}\n'
+    disk.small["FORMAT"] = b'fs3-storage 2\n{"node": 1, "targets": [5]}\n'
     assert (Home(disk, 0, 1, 4, 0).ids, Home(disk, 0, 1, 4, 0).empty) == ([5], set())
 
 
@@ -207,6 +207,7 @@ class BadSectors:
             return read_now(file, offset, into)
 
         monkeypatch.setattr(LinuxFile, "read", bad_read)
+        monkeypatch.setattr(LinuxFile, "read_medium", bad_read)
         monkeypatch.setattr(LinuxFile, "read_now", bad_read_now)
 
 

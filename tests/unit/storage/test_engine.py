@@ -18,6 +18,7 @@ from fs3.ids import ChunkId, RequestTag
 from storage.chunk_engine import ChunkEngine, size_class
 from storage.disk import Space
 from storage.disk_linux import LinuxDisk
+from storage.records import PATCH
 from storage.space import SpaceBudget
 from tests.unit.storage.memory_disk import Crash, MemoryDisk
 from tests.unit.storage.support import MIB, open_engine, other_update, write_update
@@ -224,20 +225,85 @@ async def test_reopened_without_close(tmp_path: Path) -> None:
         opened.close()
 
 
-async def test_last_patch_is_applied_again(tmp_path: Path) -> None:
-    """A crash between the record of a commit and the bytes in place."""
+async def test_patches_are_read_before_they_are_in_place(tmp_path: Path) -> None:
     engine, disk = open_engine(tmp_path)
     await write(engine, 0, b"a" * 200_000)
     await write(engine, 70_000, b"patched")
-    state = engine.get(C1)
-    assert state is not None and state.committed is not None and state.committed.slot is not None
-    slot = state.committed.slot
+    for offset, size in ((70_003, 2), (65_536, 65_536), (0, 200_000)):
+        found = await engine.read(C1, offset, size)
+        assert found.data == (b"a" * 70_000 + b"patched" + b"a" * 129_993)[offset : offset + size]
+        assert found.checksums == piece_checksums(found.data, offset)
     engine.close()
-    with (tmp_path / f"target-1/data-{slot.shift}").open("r+b") as file:
-        file.seek(slot.offset + 70_000)
-        file.write(b"a" * 7)
+    file = tmp_path / "target-1/data-18-0"
     engine = ChunkEngine(disk, "target-1", SpaceBudget(disk, 0))
     assert (await content(engine))[69_999:70_008] == b"apatcheda"
+    assert file.read_bytes()[69_999:70_008] == b"a" * 9
+    await engine.tidy()
+    assert file.read_bytes()[69_999:70_008] == b"apatcheda"
+    assert keys(engine, PATCH) == 1  # until that is durable
+    await engine.tidy()
+    assert keys(engine, PATCH) == 0
+    assert (await content(engine))[69_999:70_008] == b"apatcheda"
+    engine.close()
+    disk.close()
+
+
+def keys(engine: ChunkEngine, kind: bytes) -> int:
+    return sum(key[:1] == kind for key, _ in engine._log.records.load())
+
+
+async def test_many_patches_become_a_copy() -> None:
+    disk = MemoryDisk()
+    engine = ChunkEngine(disk, "target-1", SpaceBudget(disk, 0))
+    expected = bytearray(b"a" * 200_000)
+    await write(engine, 0, bytes(expected))
+    most = 0
+    for number in range(60):
+        expected[3000 * number : 3000 * number + 4096] = bytes([number]) * 4096
+        await write(engine, 3000 * number, bytes([number]) * 4096)
+        most = max(most, keys(engine, PATCH))
+    assert await content(engine) == bytes(expected)
+    assert 10 <= most <= 200_000 // 2 // 4096 + 1
+    assert engine.used_bytes() == 256 * 1024
+    engine.close()
+
+
+async def test_an_empty_group_goes_with_its_file(tmp_path: Path) -> None:
+    engine, disk = open_engine(tmp_path)
+    for index in range(16):
+        await write(engine, 0, b"x", chunk=ChunkId(1, index))
+        update = other_update(ChunkId(1, index), UpdateKind.TRUNCATE, 20 * MIB + index, chunk_size=32 * MIB)
+        await engine.put(update, 2, 1, memoryview(b""), commit=True, remember=False)
+    files = {path.name for path in (tmp_path / "target-1").iterdir()}
+    assert {"data-25-0", "data-25-1"} <= files
+    for index in range(16):
+        update = other_update(ChunkId(1, index), UpdateKind.REMOVE)
+        await engine.put(update, 3, 1, memoryview(b""), commit=True, remember=False)
+    await engine.tidy()
+    files = {path.name for path in (tmp_path / "target-1").iterdir()}
+    assert "data-25-1" not in files and "data-25-0" in files  # a part of the free slots stays ready
+    assert engine.used_bytes() == 0
+    await write(engine, 0, b"y" * (20 * MIB))
+    assert (await engine.read(C1, 10, 3)).data == b"yyy"
+    engine.close()
+    disk.close()
+
+
+async def test_zeros_take_no_space(tmp_path: Path) -> None:
+    engine, disk = open_engine(tmp_path)
+    await write(engine, 0, b"a" * 10)
+    await write(engine, 900_000, b"b" * 10)
+    assert await content(engine) == b"a" * 10 + bytes(899_990) + b"b" * 10
+    assert (tmp_path / "target-1/data-20-0").stat().st_blocks * 512 < 200_000
+    await write(engine, 0, b"c" * MIB)
+    update = replace(other_update(C1, UpdateKind.PUNCH, 800_000), offset=100_000)
+    await engine.put(update, 4, 1, memoryview(b""), commit=True, remember=False)
+    expected = b"c" * 100_000 + bytes(800_000) + b"c" * (MIB - 900_000)
+    assert await content(engine) == expected
+    before = (tmp_path / "target-1/data-20-0").stat().st_blocks * 512
+    await engine.tidy()
+    assert await content(engine) == expected
+    assert before - (tmp_path / "target-1/data-20-0").stat().st_blocks * 512 > 700_000
     engine.close()
     disk.close()
 
@@ -245,7 +311,7 @@ async def test_last_patch_is_applied_again(tmp_path: Path) -> None:
 async def test_damage_is_not_served_and_not_blessed(tmp_path: Path) -> None:
     engine, disk = open_engine(tmp_path)
     await write(engine, 0, b"a" * 200_000)
-    with (tmp_path / "target-1/data-18").open("r+b") as file:
+    with (tmp_path / "target-1/data-18-0").open("r+b") as file:
         file.seek(70_000)
         file.write(b"!")
     for reading in (engine.read(C1, 65_537, 10), engine.read_whole(C1, pending=False)):
@@ -289,7 +355,7 @@ async def test_removed_chunks_free_their_slots(tmp_path: Path) -> None:
     assert engine.chunks_of(1, 0) == []
     for index in range(10):
         await write(engine, 0, b"again", chunk=ChunkId(1, index))
-    assert os.stat(tmp_path / "target-1/data-17").st_size == 9 * 128 * 1024 + 100_000
+    assert os.stat(tmp_path / "target-1/data-17-0").st_size == 9 * 128 * 1024 + 100_000
     assert await content(engine, ChunkId(1, 3)) == b"again"
     engine.close()
     disk.close()
@@ -306,7 +372,7 @@ async def test_a_slot_that_is_being_read_is_not_used_again(tmp_path: Path) -> No
     await write(engine, 0, b"c" * MIB)
     assert not {0} & {s.committed.slot.number for s in [engine.get(C1)] if s and s.committed and s.committed.slot}
     assert slot.freed
-    engine._unpin(slot)
+    engine._files.unpin(slot)
     await write(engine, 0, b"d" * MIB)
     state = engine.get(C1)
     assert state is not None and state.committed is not None and state.committed.slot is not None
@@ -426,9 +492,9 @@ async def test_tidy_gives_space_back(tmp_path: Path) -> None:
         update = other_update(ChunkId(1, index), UpdateKind.REMOVE)
         await engine.put(update, 2, 1, memoryview(b""), commit=True, remember=False)
     await engine.sync()
-    before = os.stat(tmp_path / "target-1/data-20").st_blocks
+    before = os.stat(tmp_path / "target-1/data-20-0").st_blocks
     await engine.tidy()
-    after = os.stat(tmp_path / "target-1/data-20").st_blocks
+    after = os.stat(tmp_path / "target-1/data-20-0").st_blocks
     if after == before:
         pytest.skip("this file system cannot punch holes")
     assert abs((before - after) * 512 - 16 * MIB) <= 65536  # 64 MiB of free slots stay ready; the file system counts its own

@@ -198,7 +198,7 @@ async def test_a_pending_update_that_nobody_can_read_is_dropped_everywhere(
 
 def damage_pending(c: Cluster, number: int) -> None:
     """Change what DATA's pending version holds, and not the small one before it."""
-    for path in (c.path / f"disk{number}").rglob("data-18"):
+    for path in (c.path / f"disk{number}").rglob("data-18-*"):
         with path.open("r+b") as file:
             file.write(bytes(1000))
 

@@ -346,7 +346,7 @@ async def test_sync_done_counts_only_while_syncing(tmp_path: Path) -> None:
 async def test_damage_at_a_successor_is_repaired_by_the_next_update(tmp_path: Path) -> None:
     async with cluster(tmp_path, 2) as c:
         await c.write(C1, 0, b"a" * 200_000)
-        with (tmp_path / "disk2/target-1/data-18").open("r+b") as file:
+        with (tmp_path / "disk2/target-1/data-18-0").open("r+b") as file:
             file.seek(70_000)
             file.write(b"!")
         with pytest.raises(FS3Error) as caught:

@@ -1,0 +1,118 @@
+"""What syncs make durable, and what is there after the loss of power."""
+
+from __future__ import annotations
+
+from random import Random
+
+from fs3.ids import ChunkId, RequestTag
+from storage.chunk_engine import ChunkEngine
+from storage.space import SpaceBudget
+from tests.unit.storage.memory_disk import MemoryDisk
+from tests.unit.storage.support import MIB
+from tests.unit.storage.test_engine import C1, content, flip, write
+
+
+async def test_a_synced_content_is_there_after_power_loss() -> None:
+    """Written over in all ways, none of which got to the disk."""
+    ways = [(0, 200_000), (50, 50), (200_000, 1000), (100_000, 100_000)]
+    for offset, size in ways:
+        disk = MemoryDisk()
+        engine = ChunkEngine(disk, "target-1", SpaceBudget(disk, 0))
+        await write(engine, 0, b"a" * 200_000)
+        await engine.sync([C1])
+        await write(engine, offset, b"b" * size)
+        for index in range(3):  # slots are used again
+            await write(engine, 0, b"c" * 200_000, chunk=ChunkId(2, index))
+        disk.lose_power(NothingKept())
+        engine = ChunkEngine(disk.reopen(), "target-1", SpaceBudget(disk, 0))
+        patched = b"a" * 50 + b"b" * 50 + b"a" * 199_900  # the records have all of it
+        assert await content(engine) == (patched if size == 50 else b"a" * 200_000), (offset, size)
+        assert engine.used_bytes() == 256 * 1024
+        engine.close()
+
+
+class NothingKept(Random):
+    """Of what was not synced the records are there, and no page."""
+
+    def choice(self, options):  # type: ignore[no-untyped-def]
+        return 0.0 if options[0] == 0.0 and isinstance(options[0], float) else options[1]
+
+
+async def test_results_of_what_power_loss_undid_are_forgotten() -> None:
+    disk = MemoryDisk()
+    engine = ChunkEngine(disk, "target-1", SpaceBudget(disk, 0))
+    await write(engine, 0, b"a" * 200_000, tag=RequestTag(1, 1, 1))
+    await engine.sync()
+    for sequence in (1, 2):
+        await write(engine, 0, bytes([sequence]) * 200_000, tag=RequestTag(1, 1 + sequence, sequence))
+    disk.lose_power(NothingKept())
+    engine = ChunkEngine(disk.reopen(), "target-1", SpaceBudget(disk, 0))
+    assert await content(engine) == b"a" * 200_000
+    assert [tag for tag, _ in engine.channels()] == [RequestTag(1, 1, 1)]
+    engine.close()
+
+
+async def test_what_the_disk_had_said_to_have_is_damaged_when_lost() -> None:
+    disk = MemoryDisk()
+    engine = ChunkEngine(disk, "target-1", SpaceBudget(disk, 0))
+    await write(engine, 0, b"a" * 200_000)
+    await engine.sync()
+    await write(engine, 0, b"b" * 200_000)
+    for data in disk.durable.values():
+        data[:] = bytes(len(data))
+    disk.lose_power(NothingKept())
+    for _ in range(2):
+        engine = ChunkEngine(disk.reopen(), "target-1", SpaceBudget(disk, 0))
+        assert engine.damaged() == [C1]
+        assert engine.dump(None, None, 1)[0][0].damaged
+        engine.close()
+
+
+async def test_a_process_crash_falls_back_to_nothing() -> None:
+    """The host ran on: what cannot be read was damaged, and is not taken for lost."""
+    disk = MemoryDisk()
+    engine = ChunkEngine(disk, "target-1", SpaceBudget(disk, 0))
+    await write(engine, 0, b"a" * 200_000)
+    await engine.sync()
+    await write(engine, 0, b"b" * 200_000)
+    flip(disk)
+    engine = ChunkEngine(disk.reopen(), "target-1", SpaceBudget(disk, 0))
+    assert not await engine.verify(C1)
+    assert engine.dump(None, None, 1)[0][0].version == 2
+    engine.close()
+
+
+async def test_a_sync_touches_only_what_it_is_for() -> None:
+    synced: list[str] = []
+
+    class NotingDisk(MemoryDisk):
+        def open_file(self, name: str):  # type: ignore[no-untyped-def]
+            file = super().open_file(name)
+            sync = file.sync
+
+            async def noted() -> None:
+                synced.append(name)
+                await sync()
+
+            file.sync = noted  # type: ignore[method-assign]
+            return file
+
+    disk = NotingDisk()
+    engine = ChunkEngine(disk, "target-1", SpaceBudget(disk, 0))
+    large, small = ChunkId(1, 0), ChunkId(1, 1)
+    await write(engine, 0, b"a" * MIB, chunk=large)
+    await write(engine, 0, b"a", chunk=small)
+    await engine.sync([small])
+    assert synced == ["target-1/data-16-0"]
+    await engine.sync([small])
+    await write(engine, 0, b"b" * 10, chunk=small)
+    synced.clear()
+    await engine.sync([large])
+    assert synced == ["target-1/data-20-0"]
+    await write(engine, 5000, b"patched", chunk=large)
+    synced.clear()
+    await engine.sync([large])  # the records have it all
+    assert synced == []
+    await engine.sync()
+    assert synced == ["target-1/data-16-0"]
+    engine.close()

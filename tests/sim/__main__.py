@@ -20,6 +20,9 @@ from tests.sim.plan import parse
 from tests.sim.rare import POINTS
 from tests.sim.scenario import SHAPES, UNMET, Outcome, run_seed
 
+TELL_S = 60.0
+"""How often to say how far it is."""
+
 
 @dataclass(slots=True)
 class Totals:
@@ -41,11 +44,16 @@ class Totals:
         self.faults.update(outcome.faults_by_kind)
         self.rare.update(outcome.rare)
 
+    def line(self, real_s: float) -> str:
+        return (
+            f"{self.runs} runs, {self.failures} failures, {self.undecided} searches given up, in {real_s:.1f} s:"
+            f" {60 * self.runs / real_s:.0f} seeds a minute"
+        )
+
     def lines(self, real_s: float, cpu_s: float) -> str:
         return "\n".join(
             [
-                f"{self.runs} runs, {self.failures} failures, {self.undecided} searches given up, in {real_s:.1f} s:"
-                f" {60 * self.runs / real_s:.0f} seeds a minute",
+                self.line(real_s),
                 f"{self.virtual_s / 3600:.2f} virtual hours, {self.operations} operations:"
                 f" {self.operations / real_s:.0f} a second, {self.virtual_s / real_s:.0f} times faster than the clock",
                 f"by the time of one core, {cpu_s:.1f} s: {self.operations / cpu_s:.0f} operations a second,"
@@ -86,6 +94,7 @@ def main() -> int:
         print(f"from seed {first} on", flush=True)
     started, cpu_started = time.monotonic(), time.process_time()
     totals = Totals()
+    told = started
     try:
         for seed in seeds:
             for name in names:
@@ -94,6 +103,9 @@ def main() -> int:
                 one(seed, (SHAPES | UNMET)[name], options, totals)
                 if totals.failures and not options.keep_going:
                     return 1
+                if time.monotonic() - told > TELL_S:
+                    told = time.monotonic()
+                    print(totals.line(told - started), flush=True)
     except KeyboardInterrupt:
         pass
     print(totals.lines(time.monotonic() - started, time.process_time() - cpu_started))

@@ -29,7 +29,7 @@ class Faults:
         self._count = 0
         self._media = Media(self)
         self._number = 0  # of the fault that is being carried out
-        self._kinds: dict[str, Callable[[Fault, Random], None]] = {
+        self._kinds: dict[str, Callable[[Fault, Random], object]] = {
             "crash": lambda fault, _: self.kill(fault, self.pick(fault, "storage")),
             "crash_many": self.crash_many,
             "crash_mgmtd": lambda fault, _: self.kill(fault, self.pick(fault, "mgmtd")),

@@ -13,6 +13,7 @@ from typing import Any
 import fs3.client.lease
 import meta.idempotent
 import storage.chunk_engine
+import storage.forward
 import storage.local
 import storage.read
 import storage.recovery
@@ -134,7 +135,7 @@ def _lease_not_checked() -> list[Plant]:
 def _no_successor_check() -> list[Plant]:
     """The head takes its own word for that of the whole chain."""
 
-    real = storage.update.forward
+    real = storage.forward.forward
 
     async def forward(node: Any, target: Any, items: list[Any], deadline: float) -> None:
         try:

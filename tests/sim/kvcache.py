@@ -58,7 +58,7 @@ def _step(state: Any, request: Any, output: Any, known: bool) -> Hashable | None
         return 1
     if known and output != ("ok" if state else "NOT_FOUND"):
         return None
-    return 0 if kind == "evict" else state  # type: ignore[no-any-return]
+    return 0 if kind == "evict" else state
 
 
 PRESENCE = Model(lambda key: 0, _step)

@@ -196,12 +196,14 @@ def _file_step(state: Any, request: Any, output: Any, known: bool) -> Hashable |
     kind = request[0]
     content: bytes = state
     if kind == "write":
-        offset, data = request[1], request[2]
+        offset: int = request[1]
+        data: bytes = request[2]
         return content[:offset].ljust(offset, b"\0") + data + content[offset + len(data) :]
     if kind == "append":
         if known and output is not None and output != len(content):
             return None
-        return content + request[1]
+        appended: bytes = content + request[1]
+        return appended
     if kind == "truncate":
         return content[: request[1]].ljust(request[1], b"\0")
     if not known:

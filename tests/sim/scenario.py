@@ -10,7 +10,7 @@ import trio
 
 from fs3.client.connect import connect
 from fuse.fs import FileSystem, FsOptions
-from tests.sim import hosts, kvcache, namespace, shared, workloads
+from tests.sim import bank, hosts, kvcache, namespace, shared, workloads
 from tests.sim.canaries import planted
 from tests.sim.cells import CELLS, FILE_CELLS
 from tests.sim.checkers import check_linearizable, check_replicas
@@ -100,6 +100,7 @@ SHAPES = {
         *kvcache.SHAPES,
         *hosts.SHAPES,
         *shared.SHAPES,
+        *bank.SHAPES,
     )
 }
 
@@ -252,4 +253,5 @@ SCENARIOS = {
     **kvcache.SCENARIOS,
     **hosts.SCENARIOS,
     **shared.SCENARIOS,
+    **bank.SCENARIOS,
 }

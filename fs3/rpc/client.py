@@ -22,6 +22,8 @@ from ..wire.frame import Frame, Kind
 logger = logging.getLogger("fs3.rpc.client")
 
 CONNECT_TIMEOUT_MS = 5_000
+GATHER_FROM = 8
+"""With more calls than these under way on a connection, a small request waits for others of the same turn."""
 FLAG_RELAYED = 1
 """This request serves another one, which its server has admitted already: its receiver must not hold it back."""
 
@@ -76,8 +78,9 @@ class _Link:
                 into = None
         timeout_ms = min(int((deadline - now) * 1000) + 1, _TIMEOUT_MS_MAX) if deadline < math.inf else _TIMEOUT_MS_MAX
         try:
-            # While callers that got their replies together have yet to run, their next requests may leave together too.
-            more = self._waking > 0 and connection.gathers
+            # Requests of callers that run in the same turn leave together: there are such when replies woke several, and
+            # likely where many calls are under way.
+            more = connection.gathers and (self._waking > 0 or len(self.outstanding) > GATHER_FROM)
             rest = connection.start_send(Frame(Kind.REQUEST, method, flags, request_id, timeout_ms, body), payload, more)
             if more and self._flusher is not None:
                 trio.lowlevel.reschedule(self._flusher)

@@ -196,7 +196,7 @@ async def bank(world: World) -> None:
 
 
 SHAPES = (
-    Shape("bank", metas=2, storages=1, replicas=1, targets=1, workload="bank", load_s=8),
+    Shape("bank", metas=2, storages=1, replicas=1, targets=1, workload="bank", load_s=5),
     Shape(
         "bank-all",
         mgmtds=2,
@@ -206,7 +206,7 @@ SHAPES = (
         targets=1,
         clients=4,
         workload="bank",
-        load_s=8,
+        load_s=5,
         faults=("crash_meta", "crash_meta", "crash_mount", "cut", "hang", "kv_slow", "partition"),
         kv_faults=0.05,
     ),

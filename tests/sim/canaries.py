@@ -26,6 +26,7 @@ from fs3.ids import ChunkId
 from storage.channels import Admission, Channels
 from storage.engine import ReadData
 from storage.replica import Decision
+from tests.sim.canaries_files import FILE_CANARIES
 from tests.sim.disk import Platter
 
 Plant = tuple[Any, str, Any]
@@ -169,6 +170,7 @@ CANARIES: dict[str, tuple[Callable[[], list[Plant]], str]] = {
     "meta-replay-not-recognised": (_meta_replay_not_recognised, "files-meta"),
     "resync-compares-nothing": (_resync_skips_newer, "crash"),
     "fsync-that-does-not": (_fsync_that_does_not, "fsync"),
+    **FILE_CANARIES,
 }
 """Name -> what to replace, and the shape whose seeds find it soonest."""
 

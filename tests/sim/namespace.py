@@ -216,7 +216,7 @@ async def namespace(world: World) -> None:
 
 _FAULTS = ("crash_meta", "crash_meta", "crash_mount", "cut", "kv_slow", "hang")
 SHAPES = (
-    Shape("names", metas=2, storages=1, replicas=1, targets=1, workload="namespace", load_s=8),
+    Shape("names", metas=2, storages=1, replicas=1, targets=1, workload="namespace", load_s=5),
     Shape(
         "names-meta",
         metas=2,
@@ -224,7 +224,7 @@ SHAPES = (
         replicas=1,
         targets=1,
         workload="namespace",
-        load_s=8,
+        load_s=5,
         faults=("crash_meta", "crash_meta", "cut", "kv_slow"),
         kv_faults=0.05,
     ),
@@ -237,7 +237,7 @@ SHAPES = (
         targets=1,
         clients=4,
         workload="namespace",
-        load_s=8,
+        load_s=5,
         faults=(*_FAULTS, "crash", "partition", "crash_mgmtd"),
         kv_faults=0.05,
     ),

@@ -297,14 +297,14 @@ async def shared_files(world: World) -> None:
 
 
 SHAPES = (
-    Shape("shared", metas=1, storages=2, replicas=1, workload="shared-files", load_s=8),
+    Shape("shared", metas=1, storages=2, replicas=1, workload="shared-files", load_s=6),
     Shape(
         "shared-meta",
         metas=2,
         storages=2,
         replicas=2,
         workload="shared-files",
-        load_s=8,
+        load_s=6,
         faults=("crash_meta", "crash_meta", "crash_mount", "crash", "cut"),
         kv_faults=0.02,
     ),
@@ -315,7 +315,7 @@ SHAPES = (
         storages=3,
         replicas=2,
         workload="shared-files",
-        load_s=8,
+        load_s=6,
         clients=4,
         faults=(
             "crash", "crash_meta", "crash_mount", "cut", "slow", "hang", "partition", "disk_slow", "kv_slow", "crash_mgmtd",

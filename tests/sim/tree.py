@@ -170,7 +170,7 @@ class _World:
 READS = frozenset({"lookup", "stat", "readlink", "list"})
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=20_000)
 def apply(state: State, request: tuple[Any, ...]) -> tuple[State, Any]:
     """The state after an operation, and what it answers: the name of an error's code where it is refused."""
     world = _World(state)
@@ -214,7 +214,10 @@ def check_namespace(operations: list[Operation]) -> Verdict:
     relevant = [op for op in operations if op.known or op.input[0] not in READS]
     seen = set().union(*[_marks(op.output) for op in relevant if op.known])
     likely = [op for op in relevant if op.known or _mark_made(op.input) in seen]
-    verdict = check(likely, TREE, steps_max=STEPS_MAX // 4)
-    if not verdict.ok and len(likely) < len(relevant):
-        verdict = check(relevant, TREE, steps_max=STEPS_MAX)
+    try:
+        verdict = check(likely, TREE, steps_max=STEPS_MAX // 4)
+        if not verdict.ok and len(likely) < len(relevant):
+            verdict = check(relevant, TREE, steps_max=STEPS_MAX)
+    finally:
+        apply.cache_clear()  # states are large
     return verdict

@@ -63,6 +63,8 @@ class Shape:
     chunks: int = 5
     think_s: float = 0.0
     """Between two operations of a worker, on average; 0: the seed chooses."""
+    scrub_ms: int = 0
+    """How long the scrubber takes to verify all chunks of a target; 0: it does not run."""
     canary: str = ""
     rare: bool = True
     """Whether rare branches are taken; those that the seed chooses, and those of `always`."""
@@ -336,6 +338,7 @@ def _storage(number: int) -> Body:
             data=("disk",),
             targets_per_disk=world.shape.targets,
             reserve_bytes=0,
+            scrub_period_ms=world.shape.scrub_ms,
         )
         disk = world.platters[process.name].open()
         process.unplug.append(disk.unplug)

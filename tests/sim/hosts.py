@@ -31,10 +31,10 @@ SHAPES = (
 )
 
 UNMET = (
-    Shape("rot", faults=("rot", "rot", "crash_other")),
-    Shape("slip", faults=("slip", "slip", "crash_other")),
-    Shape("eio", faults=("spoil", "spoil", "crash_other")),
-    Shape("power", faults=("power", "power", "crash_other"), fault_every_s=2.0),
+    Shape("rot", faults=("rot", "rot", "crash_other"), scrub_ms=2000),
+    Shape("slip", faults=("slip", "slip", "crash_other"), scrub_ms=2000),
+    Shape("eio", faults=("spoil", "spoil", "crash_other"), scrub_ms=2000),
+    Shape("power", faults=("power", "power", "crash_other"), fault_every_s=2.0, scrub_ms=2000),
     Shape("survivor", faults=("crash", "cut", "slow"), workload="survivor"),
     Shape("idle", metas=1, workload="idle", load_s=600.0),
 )

@@ -28,6 +28,10 @@ async def janitor(world: World) -> AsyncIterator[FileSystem]:
         tasks.cancel_scope.cancel()
 
 
+REPAIRED_S = 25.0
+"""How long the repair of what a scrubber found may take: it tries again after 10 s."""
+
+
 async def storm(world: World, load: Load) -> None:
     """Load under the shape's faults; then all is healed, and everything completes."""
     load.start()
@@ -45,6 +49,8 @@ async def settle(world: World, finished: Callable[[], object]) -> None:
         await trio.sleep(2)  # routing that is older than the healing may still say that all serve
         await world.wait_serving()
         await trio.sleep(1)
+        if world.shape.scrub_ms:  # what is damaged is found by then, and repaired
+            await trio.sleep(REPAIRED_S + 3 * world.shape.scrub_ms / 1000)
     if scope.cancelled_caught:
         states = world.mgmtd.routing.chains if world.mgmtd is not None else {}
         raise SimulationError(f"not at rest {world.shape.settle_s:.0f} s after healing: {states}")

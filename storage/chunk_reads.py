@@ -11,7 +11,7 @@ from .chunk_table import ChunkTable
 from .contents import Contents, Damaged
 from .data_files import DataFiles
 from .engine import Engine, ReadData
-from .page_sums import PAGE_SIZE, PageSums, cover, match
+from .page_sums import PAGE_SIZE, cover, match, place_of
 from .records import Slot, StoredVersion
 
 _EMPTY = memoryview(b"")
@@ -25,7 +25,7 @@ class ChunkReads(Engine):
         self._table = table
         self._files = files
         self._contents = contents
-        self._pages = PageSums()
+        self._pages = contents.pages
         self._scratch = memoryview(bytearray(BLOCK_SIZE))  # for what is read without waiting
 
     async def read_into(self, chunk: ChunkId, offset: int, into: memoryview) -> ReadData:
@@ -92,8 +92,8 @@ class ChunkReads(Engine):
         stop = start + len(data)
         expected = blocks.at(version.checksums, block)
         at = block * BLOCK_SIZE
-        place = (slot.number << slot.shift) + at | slot.shift
-        end = min(BLOCK_SIZE, version.length - block * BLOCK_SIZE)
+        place = place_of(slot.shift, slot.number, block)
+        end = min(BLOCK_SIZE, version.length - at)
         sums = self._pages.find(place, expected)
         if sums is not None:
             low, high = cover(start, stop, end)

@@ -17,6 +17,7 @@ from fs3.errors import Code, FS3Error
 
 from . import blocks
 from .data_files import SHIFT_MAX, DataFiles, Piece, size_class
+from .page_sums import PageSums, place_of
 from .records import Patch, Record, Slot, StoredVersion
 from .space import SpaceBudget
 
@@ -69,6 +70,7 @@ class Contents:
     def __init__(self, files: DataFiles, space: SpaceBudget) -> None:
         self._files = files
         self._space = space
+        self.pages = PageSums()
         self.next_patch = 1
         self.written_bytes = 0
 
@@ -116,6 +118,9 @@ class Contents:
         await self.read(version, start, view)
         if crc32c(view) != blocks.at(version.checksums, block):
             raise Damaged(version, block)
+        if len(view) == BLOCK_SIZE and version.slot is not None:
+            place = place_of(version.slot.shift, version.slot.number, block)
+            self.pages.learn(place, blocks.at(version.checksums, block), view)
         return view
 
     def read_now(self, version: StoredVersion, start: int, into: memoryview) -> bool:
@@ -175,12 +180,25 @@ class Contents:
                 packed = blocks.overwritten(packed, offset, data, update.checksums, head)
             await self._append(made, record, base, slot, [offset - base.length, data], end, packed, update.chunk_size)
             return None
-        head, tail = await self._edges(base, offset, end)
-        packed = blocks.overwritten(base.checksums, offset, data, update.checksums, head, tail)
+        packed = self._overwrite_known(base, slot, offset, data)
+        if not packed:
+            head, tail = await self._edges(base, offset, end)
+            packed = blocks.overwritten(base.checksums, offset, data, update.checksums, head, tail)
         if end <= base.length and len(data) <= min(PATCH_SIZE_MAX, base.length // 4) and self._may_patch(base, len(data)):
             return self._patch(made, base, offset, end, bytes(data), packed)
         await self._copy(made, base, max(size_class(end), slot.shift), offset, [data], end, packed)
         return None
+
+    def _overwrite_known(self, base: StoredVersion, slot: Slot, offset: int, data: memoryview) -> bytes:
+        """The checksums after an overwrite inside of one block whose pages are known, without reading it; else nothing."""
+        block, start = divmod(offset, BLOCK_SIZE)
+        if start + len(data) > BLOCK_SIZE or (block + 1) * BLOCK_SIZE > base.length:
+            return b""
+        known = blocks.at(base.checksums, block)
+        value = self.pages.overwrite(place_of(slot.shift, slot.number, block), known, start, data)
+        if value is None:
+            return b""
+        return base.checksums[: 4 * block] + value.to_bytes(4, "little") + base.checksums[4 * block + 4 :]
 
     def _may_patch(self, base: StoredVersion, length: int) -> bool:
         """Not without end: what is not in place yet is kept in memory, and each read looks through it."""

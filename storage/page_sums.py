@@ -73,6 +73,11 @@ class PageSums:
         self._young[place] = entry
 
 
+def place_of(shift: int, number: int, block: int) -> int:
+    """A block's place on the disk: in which slot of which size class, and where in it."""
+    return (number << shift) + block * BLOCK_SIZE | shift
+
+
 def cover(start: int, stop: int, end: int) -> tuple[int, int]:
     """The whole pages around the bytes [start, stop) of a block that ends at `end`."""
     return start - start % PAGE_SIZE, min(stop + -stop % PAGE_SIZE, end)

@@ -67,8 +67,11 @@ async def _remove(
 ) -> tuple[int, bool]:
     """How many chunks were removed, and whether some are left."""
     limit = max(1, min(request.limit, WRITE_UPDATES_MAX))
-    found = target.engine.chunks_of(request.inode, request.first_index)
-    chunks = [chunk for chunk, _ in found[:limit]]
+    inode, first = request.inode, request.first_index
+    # A chunk that is only pending here may be committed, and read, at the tail already.
+    pending = [chunk for chunk in target.engine.pending() if chunk.inode == inode and chunk.index >= first]
+    found = sorted({*pending, *[chunk for chunk, _ in target.engine.chunks_of(inode, first)]})
+    chunks = found[:limit]
     for at in range(0, len(chunks), REMOVE_AT_ONCE):
         await remove_chunks(node, role, chunks[at : at + REMOVE_AT_ONCE], deadline)
     return len(chunks), len(found) > limit

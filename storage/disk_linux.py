@@ -232,6 +232,9 @@ class DirectFile(LinuxFile):
     def read_now(self, offset: int, into: memoryview) -> bool:
         return False
 
+    async def read_medium(self, offset: int, into: memoryview) -> None:
+        await self.read(offset, into)
+
     def _read_direct(self, offset: int, into: memoryview) -> None:
         done = 0
         buffer = self._take()

@@ -18,7 +18,9 @@ class _File(Protocol):
     async def read(self, offset: int, into: memoryview) -> None: ...
     def read_now(self, offset: int, into: memoryview) -> bool: ...
     async def write(self, offset: int, parts: Sequence[Buffer]) -> None: ...
-    def write_at_once(self, offset: int, data: Buffer) -> None: ...
+    async def read_medium(self, offset: int, into: memoryview) -> None: ...
+    def read_blocking(self, offset: int, into: memoryview) -> None: ...
+    async def zero(self, offset: int, length: int) -> None: ...
     async def punch(self, offset: int, length: int) -> None: ...
     async def sync(self) -> None: ...
     def close(self) -> None: ...
@@ -56,7 +58,7 @@ async def check_disk(make: Make) -> None:
         _lock,
         _sparse,
         _many_parts,
-        _at_once,
+        _zero,
         _punch,
         _reopen,
         _many_at_once,
@@ -72,6 +74,11 @@ async def _read(file: _File, offset: int, length: int) -> bytes:
     await file.read(offset, into)
     again = memoryview(bytearray(b"\xee" * length))
     assert not file.read_now(offset, again) or again == into, "read_now() differs from read()"
+    await file.read_medium(offset, again)
+    assert again == into, "read_medium() differs from read()"
+    again[:] = bytes(length)
+    file.read_blocking(offset, again)
+    assert again == into, "read_blocking() differs from read()"
     return bytes(into)
 
 
@@ -135,12 +142,17 @@ async def _many_parts(make: Make) -> None:
     disk.close()
 
 
-async def _at_once(make: Make) -> None:
+async def _zero(make: Make) -> None:
     disk = make()
-    file = disk.open_file("once")
-    await file.write(0, [b"a" * 10])
-    file.write_at_once(3, b"bcd")
-    assert await _read(file, 0, 12) == b"aaabcdaaaa\0\0"
+    file = disk.open_file("zeroed")
+    data = bytes(range(1, 251)) * (4 * _BLOCK // 250)
+    for offset, length in ((0, 10), (_BLOCK, _BLOCK), (_BLOCK - 1, 2 * _BLOCK + 2), (len(data) - 5, 100)):
+        await file.write(0, [data])
+        await file.zero(offset, length)
+        assert (
+            await _read(file, 0, len(data))
+            == data[:offset] + bytes(min(length, len(data) - offset)) + data[offset + length :]
+        )
     file.close()
     disk.close()
 

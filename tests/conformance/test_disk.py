@@ -52,11 +52,8 @@ async def test_linux_disk_past_the_page_cache(tmp_path: Path) -> None:
         data = chance.randbytes(length)
         content.extend(bytes(max(0, offset + length - len(content))))
         content[offset : offset + length] = data
-        if chance.random() < 0.2:
-            file.write_at_once(offset, data)
-        else:
-            cut = chance.randrange(length)
-            await file.write(offset, [data[:cut], memoryview(data)[cut:]])
+        cut = chance.randrange(length)
+        await file.write(offset, [data[:cut], memoryview(data)[cut:]])
         offset, length = chance.randrange(3 * MIB), chance.randrange(1, 2 * MIB)
         into = memoryview(bytearray(b"x" * length))
         await file.read(offset, into)

@@ -21,6 +21,8 @@ from fs3.errors import Code, ConfigError, FS3Error
 from storage.disk import Disk, DiskFile, Records, Space
 
 PAGE = 4096
+CACHED = 0.7
+"""How likely bytes are to be in the page cache, where they can be had at once."""
 WRITE_BACK = 0.02
 """How likely a write is to make the system write back some of what is not durable yet."""
 
@@ -354,6 +356,17 @@ class _File(DiskFile):
             if len(found) < length:
                 into[len(found) :] = bytes(length - len(found))
             found.release()
+
+    def read_now(self, offset: int, into: memoryview) -> bool:
+        disk, store = self._disk, self._store
+        platter = disk.platter
+        if disk.closed or platter.stuck is not None or platter.errors or platter.chance.random() >= CACHED:
+            return False
+        if store.bad and not store.bad.isdisjoint(range(*_pages(offset, len(into)))):
+            return False
+        found = bytes(store.view[offset : offset + len(into)])
+        into[:] = found.ljust(len(into), b"\0")
+        return True
 
     def read_blocking(self, offset: int, into: memoryview) -> None:
         store, length = self._store, len(into)

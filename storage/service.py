@@ -197,16 +197,17 @@ class StorageService:
         role = self.node.map.for_read(request.chain, request.chain_version, request.target)
         target = self.node.target(role)
         successor = role.successor
+        chunks = request.chunks or None
         try:
             if successor is None or successor.syncing:
-                await target.engine.sync()
+                await target.engine.sync(chunks)
             else:
                 # A successor that has left, or not heard of this chain version yet: the client asks again.
                 if not successor.address:
                     raise FS3Error(Code.CHAIN_UNAVAILABLE, f"nobody knows where target {successor.target} is")
                 onward = SyncRequest(request.chain, request.chain_version, successor.target, request.chunks)
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(target.engine.sync)
+                    nursery.start_soon(target.engine.sync, chunks)
                     await self._sync_successor(successor.address, onward, call.deadline)
         except* FS3Error as group:
             for error in group.exceptions:

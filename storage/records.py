@@ -30,7 +30,10 @@ CHANNEL = b"t"
 NO_CHUNK = ChunkId(0, 0)
 
 _VERSION = struct.Struct("<QIIBBIQQQ")
+_PLACE = struct.Struct("<BBI")  # a part of _VERSION
+_PLACE_AT = 1 + 16
 _LAST_PATCH = struct.Struct("<Q")
+_CHUNK_KEY = struct.Struct(">xQQ")
 _PATCH_KEY = struct.Struct(">QQQ")
 _PATCH = struct.Struct("<BIII")
 _CHANNEL_KEY = struct.Struct(">QQ")
@@ -232,12 +235,12 @@ def _decode_version(value: bytes, at: int, slots: list[Slot]) -> tuple[StoredVer
 
 
 def placed_slot(value: bytes) -> tuple[int, int] | None:
-    """(shift, number) of a record with one version; quick, for opening. None where it is not so simple."""
-    if value[0] != _COMMITTED:
-        return None
-    _, _, _, flags, shift, number, _, _, _ = _VERSION.unpack_from(value, 1)
-    plain: bool = flags == _PLACED | _STABLE
-    return (shift, number) if plain else None
+    """(shift, number) of a record with one plain version; quick, for opening. None where it is not so simple."""
+    if value[0] == _COMMITTED:
+        flags, shift, number = _PLACE.unpack_from(value, _PLACE_AT)
+        if flags == _PLACED | _STABLE:
+            return shift, number
+    return None
 
 
 def committed_length(value: bytes) -> int | None:
@@ -261,6 +264,12 @@ def record_meta(chunk: ChunkId, value: bytes) -> ChunkMeta:
 
 def chunk_key(chunk: ChunkId) -> bytes:
     return CHUNK + chunk.pack()
+
+
+def unpack_chunk_key(key: bytes) -> tuple[int, int]:
+    """(inode, index)."""
+    found: tuple[int, int] = _CHUNK_KEY.unpack(key)
+    return found
 
 
 def patch_key(chunk: ChunkId, patch: int) -> bytes:

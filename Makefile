@@ -11,7 +11,7 @@ help:
 	@echo "make lint    style, types and import contracts"
 	@echo "make type    types only"
 	@echo "make sim     run simulated clusters under faults: SEEDS=n of each shape, or SEED=n SHAPE=name [PLAN=file or text] to see one again"
-	@echo "make soak    the same from a random seed on until stopped; what fails goes into failures.txt"
+	@echo "make soak    the long tests of faults, then simulations from a random seed on until stopped; what fails goes into failures.txt"
 	@echo "make bench   compare with JuiceFS on this machine (ARGS: see tests/bench/compare.py --help)"
 	@echo "make bench-storage  throughput of the storage service alone (ARGS: see tests/bench/storage.py --help)"
 	@echo "make image   build the container image fs3:latest"
@@ -40,6 +40,7 @@ sim:
 
 soak:
 	@scripts/prepare $(VENV) test
+	FS3_SOAK=1 $(BIN)/python -m pytest tests/process/test_storage_faults.py tests/process/test_disk_faults.py
 	$(BIN)/python -m tests.sim --first 0 --seeds 1000000000 --keep-going --failures failures.txt $(if $(SHAPE),--shape $(SHAPE)) $(ARGS)
 
 bench:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,48 @@ def shared_cluster(fuse: None) -> Iterator[harness.Cluster]:
     with harness.cluster() as made:
         made.wait_serving()
         yield made
+
+
+class Victims:
+    """A cluster of three storage daemons and three replicas, whose daemons tests kill; made anew when it does not work."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._made: harness.Cluster | None = None
+
+    def get(self) -> harness.Cluster:
+        if self._made is not None and "up" not in self._made.pids():
+            self.end(clean=False)
+        if self._made is None:
+            self._made = self._stack.enter_context(harness.cluster())
+        self._made.wait_serving()
+        return self._made
+
+    def end(self, *, clean: bool) -> None:
+        """clean: it must stop cleanly, and its logs must hold no errors."""
+        self._made = None
+        with ExitStack() if clean else suppress(AssertionError):
+            self._stack.close()
+
+
+@pytest.fixture(scope="session")
+def _victims(fuse: None) -> Iterator[Victims]:
+    kept = Victims()
+    yield kept
+    kept.end(clean=True)
+
+
+@pytest.fixture
+def victims(_victims: Victims) -> harness.Cluster:
+    """A cluster that serves, with a mount, for tests that hurt it and let it get well."""
+    return _victims.get()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not harness.SOAK:
+        for item in items:
+            if item.get_closest_marker("soak") is not None:
+                item.add_marker(pytest.mark.skip(reason="takes long; `make soak` runs it"))
 
 
 @pytest.fixture

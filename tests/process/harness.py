@@ -33,6 +33,9 @@ from fuse import guard
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).with_name("programs")
 
+SOAK = bool(os.environ.get("FS3_SOAK"))
+"""Whether tests may take long."""
+
 COMMAND_TIMEOUT_S = 60.0
 SERVING_TIMEOUT_S = 60.0
 

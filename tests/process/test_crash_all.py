@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.process.harness import PROGRAMS, Cluster, cluster, wait_until, watchdog
+from tests.process.harness import PROGRAMS, Cluster, wait_until, watchdog
 
 pytestmark = pytest.mark.process
 
@@ -19,13 +18,6 @@ LIMIT_S = 120.0
 SETTLE_S = 25.0
 """In which the lengths of files that the killed mount had open are settled: less than its lease, since the mount that
 replaces it says that it is gone."""
-
-
-@pytest.fixture(scope="module")
-def victims(fuse: None) -> Iterator[Cluster]:
-    with cluster() as made:
-        made.wait_serving()
-        yield made
 
 
 def writer(folder: Path, manifest: Path, seed: int) -> subprocess.Popen[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.harness import PROGRAMS, Cluster, cluster, watchdog
+from tests.process.harness import PROGRAMS, Cluster, watchdog
 
 pytestmark = pytest.mark.process
 
@@ -21,14 +21,6 @@ MIB = 256
 SLOWEST_CALL_S = 30.0
 """Detection (a lease of 3 s), promotion and retries; far below a client's deadline."""
 LIMIT_S = 240.0
-
-
-@pytest.fixture(scope="module")
-def victims(fuse: None) -> Iterator[Cluster]:
-    """A cluster of its own, whose daemons are killed here."""
-    with cluster() as made:
-        made.wait_serving()
-        yield made
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pytest
 
 from fs3.cli.mounts import mount_at, unmount
 from fuse import guard
-from tests.process.harness import PROGRAMS, REPOSITORY, Cluster, alive, cluster, wait_until, watchdog
+from tests.process.harness import PROGRAMS, REPOSITORY, Cluster, alive, wait_until, watchdog
 
 pytestmark = pytest.mark.process
 
@@ -59,10 +59,11 @@ def test_the_guard_ends_a_mount_whose_daemon_waits_for_itself(mountpoint: Path) 
             end_mount(mountpoint)  # or nobody could wait for the process
 
 
-def test_a_mount_killed_while_it_stops(fuse: None) -> None:
+def test_a_mount_killed_while_it_stops(victims: Cluster) -> None:
     """Its stop waits for meta, which hangs; then it is killed, while a program has a file open."""
-    with cluster(storages=1, replicas=1) as made, watchdog(made, 90):
-        path = made.mount / "file"
+    made = victims
+    with watchdog(made, 90):
+        path = made.mount / "words"
         path.write_text("words")
         line = [sys.executable, "-c", OPEN_AND_WAIT, str(path)]
         with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as program:

@@ -14,21 +14,14 @@ import pytest
 from fs3.cli.folder import STORAGE_NODE_FIRST
 from fs3.ids import NodeKind
 from tests.process.faults import read_back, wait_equal, write_down, writing
-from tests.process.harness import Cluster, cluster, wait_until, watchdog
+from tests.process.harness import SOAK, Cluster, cluster, wait_until, watchdog
 from tests.process.replicas import routing_of
 
 pytestmark = pytest.mark.process
 
-KILLS = 50 if os.environ.get("FS3_SOAK") else 10
+KILLS = 50 if SOAK else 10
 LIMIT_S = 90.0 + 6 * KILLS
 STORAGES = ("storage-1", "storage-2", "storage-3")
-
-
-@pytest.fixture(scope="module")
-def victims(fuse: None) -> Iterator[Cluster]:
-    with cluster() as made:
-        made.wait_serving()
-        yield made
 
 
 def test_kills_at_random_points_under_load(victims: Cluster, tmp_path: Path) -> None:
@@ -102,6 +95,7 @@ def test_a_chain_of_two_loses_both_in_turn(pair: Cluster, tmp_path: Path) -> Non
         wait_equal(pair)
 
 
+@pytest.mark.soak
 def test_a_replica_that_missed_writes_waits_for_the_one_that_has_them(pair: Cluster, tmp_path: Path) -> None:
     folder = pair.mount / tmp_path.name
     folder.mkdir()

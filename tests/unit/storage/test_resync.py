@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fs3.api.storage import ChunkMeta
 from fs3.ids import ChunkId
-from storage.resync import Step, compare, plan
+from storage.resync import Step, batches, compare, content, plan
 
 
 def meta(
@@ -58,3 +60,42 @@ def test_plan_merges_two_lists() -> None:
         (ChunkId(1, 7), Step.REMOVE),
     ]
     assert list(plan([], [])) == []
+
+
+METAS = st.lists(
+    st.builds(
+        meta,
+        index=st.integers(0, 30),
+        version=st.integers(0, 2),
+        chain_version=st.integers(1, 2),
+        pending=st.integers(0, 1),
+        length=st.integers(0, 12),
+        crc=st.integers(0, 1),
+        damaged=st.booleans(),
+    ),
+    unique_by=lambda found: found.chunk,
+).map(lambda metas: sorted(metas, key=lambda found: found.chunk))
+
+
+@given(METAS, METAS, st.integers(1, 5), st.integers(1, 20))
+def test_batches_hold_the_plan_in_order_and_within_limits(
+    local: list[ChunkMeta], remote: list[ChunkMeta], chunks_max: int, bytes_max: int
+) -> None:
+    steps = list(plan(local, remote))
+    made = list(batches(steps, local, chunks_max, bytes_max))
+    assert [chunk for batch in made for chunk in batch.chunks] == [chunk for chunk, _ in steps]
+    lengths = {found.chunk: found.length for found in local}
+    for batch in made:
+        assert batch.bytes == sum(lengths.get(chunk, 0) for chunk in batch.chunks)
+        assert 1 <= len(batch.chunks) <= chunks_max
+        assert batch.bytes <= bytes_max or len(batch.chunks) == 1
+
+
+@given(METAS, METAS)
+def test_what_the_plan_leaves_alone_is_equal_or_as_good_as_can_be(local: list[ChunkMeta], remote: list[ChunkMeta]) -> None:
+    changed = {chunk for chunk, _ in plan(local, remote)}
+    ours = {found.chunk: found for found in local if found.version}
+    theirs = {found.chunk: found for found in remote}
+    for chunk in (ours.keys() | theirs.keys()) - changed:
+        assert content([ours[chunk]]) == content([theirs[chunk]]) and not theirs[chunk].pending
+        assert not theirs[chunk].damaged or ours[chunk].damaged

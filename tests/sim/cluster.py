@@ -422,7 +422,9 @@ def simulate(seed: int, shape: Shape, main: Callable[[World], Awaitable[None]], 
         if worlds[0].error is not None:
             raise worlds[0].error
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) or not worlds:
+        if isinstance(_innermost(error), KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        if not worlds:
             raise
         raise SimulationFailed(_failure(worlds[0], error)) from error
     return worlds[0]
@@ -436,6 +438,11 @@ def _failure(world: World, error: BaseException) -> Failure:
 
 
 def _words(error: BaseException) -> str:
+    found = _innermost(error)
+    return f"{type(found).__name__}: {found}"
+
+
+def _innermost(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"
+    return error

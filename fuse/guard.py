@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 
 GRACE_S = 2.0
 """In which a killed process ends by itself."""
+_POLL_S = 0.05
 LOOK_S = 60.0
 """How often to look, should the kernel's word be missed."""
 
@@ -74,12 +75,11 @@ def main(pid: int, mountpoint: str, device: str) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGUSR1), 0, 0, 0)
     while not ended(process):  # it may have ended before the kernel knew whom to tell
         signal.sigtimedwait({signal.SIGUSR1}, LOOK_S)
-    end = time.monotonic() + GRACE_S
-    while threads(process):
-        if time.monotonic() > end:
-            abort(mountpoint, device)
+    for _ in range(round(GRACE_S / _POLL_S)):
+        if not threads(process):
             return
-        time.sleep(0.05)
+        select.select([], [], [], _POLL_S)
+    abort(mountpoint, device)
 
 
 def ended(process: int) -> bool:

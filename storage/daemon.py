@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from fs3.rpc.client import RpcClient
 from fs3.rpc.server import RpcServer, ServerLimits
 from fs3.transport.base import Listener
 
+from . import inspect
 from .disk import Disk
 from .disk_linux import LinuxDisk
 from .disks import ClosedTarget, Homes
@@ -173,6 +175,8 @@ async def _unregister(config: StorageConfig, env: Env, incarnation: int) -> None
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["inspect"]:
+        sys.exit(inspect.main(sys.argv[2:]))
     daemon_main("fs3-storage", StorageConfig, run, "The storage daemon of fs3: replicated chunks of files.")
 
 

@@ -444,7 +444,15 @@ class LinuxDisk(Disk):
             raise disk_error(error, f"read {_BOOT_ID}") from None
 
     def open_records(self, name: str) -> Records:
-        return RocksRecords(self._root / name)
+        path = self._root / name
+        records = RocksRecords(path)
+        try:
+            for folder in list(path.parents)[:_FOLDERS_DEEP]:
+                sync_folder(folder)
+        except OSError as error:
+            records.close()
+            raise disk_error(error, f"sync {path.parent}") from None
+        return records
 
     def has_records(self, name: str) -> bool:
         return (self._root / name / "CURRENT").exists()

@@ -40,7 +40,9 @@ class Home:
         self._space = SpaceBudget(disk, reserve_bytes)
         found = disk.read_small("FORMAT")
         if found is not None:
-            self.ids, self.empty = _parse(found, disk.name, node_id)
+            owner, self.ids, self.empty = parse_format(found, disk.name)
+            if owner != node_id:
+                raise ConfigError(f"data folder {disk.name} belongs to node {owner}, this is node {node_id} (node_id)")
             return
         strangers = [name for name in disk.files("") if name not in _OURS]
         if strangers:
@@ -82,7 +84,8 @@ class Home:
         self.disk.write_small("FORMAT", (head + json.dumps(content) + "\n").encode())
 
 
-def _parse(found: bytes, name: str, node_id: int) -> tuple[list[int], set[int]]:
+def parse_format(found: bytes, name: str) -> tuple[int, list[int], set[int]]:
+    """The node, the targets, and those of them that are empty. Raises CONFIG, FORMAT_VERSION."""
     head, _, rest = found.decode(errors="replace").partition("\n")
     kind, _, number_text = head.partition(" ")
     if kind != _FORMAT_NAME or not number_text.isdigit():
@@ -98,9 +101,7 @@ def _parse(found: bytes, name: str, node_id: int) -> tuple[list[int], set[int]]:
         empty = {int(target) for target in content.get("empty", [])}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(f"data folder {name}: its FORMAT file is damaged") from None
-    if owner != node_id:
-        raise ConfigError(f"data folder {name} belongs to node {owner}, this is node {node_id} (node_id)")
-    return ids, empty
+    return owner, ids, empty
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,8 @@ class ChunkTable:
     def _outdated(chunk: ChunkId, slot: Slot, versions: Iterable[StoredVersion], dropped: int = 0) -> list[bytes]:
         """The keys of a slot's patches that no version needs."""
         top = max([version.last_patch for version in versions if version.slot is slot], default=-1)
+        if not dropped and slot.last_stored() <= top:
+            return []
         return [patch_key(chunk, patch.id) for patch in slot.stored_patches() if patch.id > top or patch.id == dropped]
 
     def _trim(self, slots: Iterable[Slot], versions: Iterable[StoredVersion], dropped: int = 0) -> None:

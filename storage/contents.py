@@ -183,7 +183,10 @@ class Contents:
         packed = self._overwrite_known(base, slot, offset, data)
         if not packed:
             head, tail = await self._edges(base, offset, end)
-            packed = blocks.overwritten(base.checksums, offset, data, update.checksums, head, tail)
+            # That may have taught what the block's pages are; then let them go on being known.
+            packed = self._overwrite_known(base, slot, offset, data) or blocks.overwritten(
+                base.checksums, offset, data, update.checksums, head, tail
+            )
         if end <= base.length and len(data) <= min(PATCH_SIZE_MAX, base.length // 4) and self._may_patch(base, len(data)):
             return self._patch(made, base, offset, end, bytes(data), packed)
         await self._copy(made, base, max(size_class(end), slot.shift), offset, [data], end, packed)

@@ -86,6 +86,12 @@ class Slot:
     def size(self) -> int:
         return 1 << self.shift
 
+    def last_stored(self) -> int:
+        """The id of the last one of stored_patches(), whose ids grow; 0 for none."""
+        if self.patches:
+            return self.patches[-1].id
+        return self.applied[-1][0].id if self.applied else 0
+
     def stored_patches(self) -> Iterator[Patch]:
         for patch, _ in self.applied:
             yield patch

@@ -28,6 +28,7 @@ SHAPES = (
         "nine", load_s=5, mgmtds=3, storages=9, clients=4, chunks=12, faults=(*CRASHES, *NETWORK, "stop"), fault_every_s=0.4
     ),
     Shape("random", workload="random", load_s=6),
+    Shape("records", faults=("records", "records", "crash_other"), fault_every_s=1.5),
 )
 
 UNMET = (

@@ -34,6 +34,7 @@ class Media:
             "spoil": self.spoil,
             "slip": self.slip,
             "stick": self.stick,
+            "records": self.records,
         }
 
     def _victim(self, fault: Fault) -> Process:
@@ -86,6 +87,18 @@ class Media:
             platter.slips = 0.0
 
         self._faults.for_a_while(f"the disk of {name} loses and misplaces writes", fault.duration_s, over)
+
+    def records(self, fault: Fault, chance: Random) -> None:
+        """The records of one target are damaged, which its daemon finds when it starts again: the chain must fill it."""
+        process = self._victim(fault)
+        platter = self._world.platters[process.name]
+        if not process.alive or not platter.logs:
+            return
+        name = chance.choice(sorted(platter.logs))
+        platter.logs[name].broken = True
+        self._world.witness.rules.forget(platter.name)
+        self._faults.tell(f"records of {platter.name}/{name} are damaged")
+        self._faults.kill(fault, process)
 
     def stick(self, fault: Fault, chance: Random) -> None:
         """A disk does not answer."""

@@ -31,8 +31,11 @@ class InodeIds:
         while self._next == self._end:
             async with self._lock:
                 if self._next == self._end:
-                    self._next = await transact(self._engine, _take_block, env=self._env, idempotent=True)
-                    self._end = self._next + BLOCK_SIZE
+                    first = await transact(self._engine, _take_block, env=self._env, idempotent=True)
+                    # A power failure that forgets the block must not find chunks of its files, which would be seen again
+                    # in those that are given the same ids.
+                    await self._engine.sync()
+                    self._next, self._end = first, first + BLOCK_SIZE
         taken = self._next
         self._next += 1
         return taken

@@ -203,6 +203,7 @@ class World:
         self.witness = Witness(self.fail)
         self.stopper = Stopper(lambda task: task.context.get(process_name, ""))
         self.error: Exception | None = None
+        self.kv_synced = 0  # the version of the store that is durable
         self.kv_slow_s: dict[str, float] = {}  # process -> how long the store takes to answer it, at most
         self._chains: dict[tuple[str, int, int], tuple[ChainTarget, ...]] = {}
         self.stormy = False

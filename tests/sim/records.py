@@ -6,6 +6,7 @@ import trio
 
 from fs3.api.meta import FileKind
 from fs3.api.storage import DUMP, DumpRequest
+from fs3.errors import FS3Error
 from fs3.ids import ROOT_INODE, ChunkId
 from fuse.fs import FileSystem
 from meta.fsck import Fault, Survey, check, check_chunks, survey
@@ -13,6 +14,7 @@ from tests.sim.cluster import SimulationError, World
 from tests.sim.tree import ROOT
 
 TAGS = (b"DENT", b"DSUB", b"DTIM", b"GCQ_", b"IBLK", b"IDEM", b"INOD", b"INTN", b"SESS", b"STAT", b"XATR")
+ATTEMPTS_MAX = 20
 CHANNELS_MAX = 24
 """Records of requests that one life of a client may leave: it has few requests out at once, but each that it gave up costs
 one more."""
@@ -29,6 +31,17 @@ async def read_store(world: World) -> Survey:
 
 async def chunks_of(world: World) -> list[tuple[ChunkId, int]]:
     """All chunks with their lengths, as the heads of the chains have them."""
+    for _ in range(ATTEMPTS_MAX):
+        try:
+            return await _chunks(world)
+        except FS3Error as error:
+            if not error.retryable:
+                raise
+            await trio.sleep(1)  # our routing may be from before a restart of mgmtd
+    return await _chunks(world)
+
+
+async def _chunks(world: World) -> list[tuple[ChunkId, int]]:
     assert world.mgmtd is not None and world.rpc is not None and world.env is not None
     found: list[tuple[ChunkId, int]] = []
     for chain in world.mgmtd.routing.chains.values():
@@ -46,11 +59,12 @@ async def chunks_of(world: World) -> list[tuple[ChunkId, int]]:
     return found
 
 
-async def check_store(world: World, *, chunks_may_be_longer: bool = True) -> Survey:
+async def check_store(world: World, *, chunks_may_be_longer: bool = True, orphans: bool = False) -> Survey:
     """No client is at work any more: the namespace is in order, nothing is left of what was under way, and there is no
     chunk without a file. Sessions of the dead, intents and removed files are given the time that they may take.
 
-    chunks_may_be_longer: a write that failed may have left bytes behind the end of its file.
+    chunks_may_be_longer: a write that failed may have left bytes behind the end of its file. orphans: so may files have been
+    that power loss took the names of, with their chunks.
     """
     found = await read_store(world)
     with trio.move_on_after(world.shape.settle_s):
@@ -61,7 +75,8 @@ async def check_store(world: World, *, chunks_may_be_longer: bool = True) -> Sur
     wrong = [f"{name} are left: {value}" for name, value in left.items() if value]
     wrong += [finding.text for finding in check(found)]
     for finding in check_chunks(found, await chunks_of(world)):
-        if finding.fault is not Fault.CHUNK_BEHIND_END or not chunks_may_be_longer:
+        allowed = chunks_may_be_longer if finding.fault is Fault.CHUNK_BEHIND_END else orphans
+        if not allowed:
             wrong.append(finding.text)
     lives = sum(process.lives for process in world.processes.values()) + 2
     if found.records["IDEM"] > CHANNELS_MAX * lives:
@@ -87,11 +102,11 @@ async def empty_tree(fs: FileSystem, inode: int = ROOT_INODE) -> None:
                 await fs.unlink(ROOT, inode, name)
 
 
-async def check_emptied(world: World) -> None:
-    """After all was removed: nothing is left but the root."""
-    found = await check_store(world)
+async def check_emptied(world: World, *, orphans: bool = False) -> None:
+    """After all was removed: nothing is left but the root. orphans: as above."""
+    found = await check_store(world, orphans=orphans)
     rest = {tag: count for tag, count in found.records.items() if tag not in ("IDEM", "IBLK", "STAT", "DSUB")}
     if rest != {"INOD": 1, "DTIM": 1}:
         raise SimulationError(f"records left of an empty tree: {rest}")
-    if chunks := await chunks_of(world):
+    if not orphans and (chunks := await chunks_of(world)):
         raise SimulationError(f"chunks of removed files are left: {chunks}")

@@ -10,7 +10,7 @@ import trio
 
 from fs3.client.connect import connect
 from fuse.fs import FileSystem, FsOptions
-from tests.sim import bank, hosts, kvcache, namespace, shared, workloads
+from tests.sim import bank, hosts, kvcache, namespace, shared, synced, workloads
 from tests.sim.canaries import planted
 from tests.sim.cells import CELLS, FILE_CELLS
 from tests.sim.checkers import check_linearizable, check_replicas
@@ -101,6 +101,7 @@ SHAPES = {
         *hosts.SHAPES,
         *shared.SHAPES,
         *bank.SHAPES,
+        *synced.SHAPES,
     )
 }
 
@@ -254,4 +255,5 @@ SCENARIOS = {
     **hosts.SCENARIOS,
     **shared.SCENARIOS,
     **bank.SCENARIOS,
+    **synced.SCENARIOS,
 }

@@ -9,12 +9,28 @@ import trio
 
 from fs3.errors import Code, FS3Error
 from fs3.kv.base import KVEngine, Txn
+from fs3.kv.memory import MemoryEngine
 from fs3.wire.codec import decode
 from mgmtd.lease import Owner
 from mgmtd.store import HEAD, OWNER
 
 if TYPE_CHECKING:
     from tests.sim.cluster import World
+
+
+def lose_power(kv: MemoryEngine, version: int, tags: tuple[bytes, ...]) -> int:
+    """Forget the keys' values of these tags that were committed after a version; returns how many. Nobody is at work."""
+    lost = 0
+    for key, history in list(kv._history.items()):
+        if key[:4] not in tags:
+            continue
+        kept = [entry for entry in history if entry[0] <= version]
+        lost += len(history) - len(kept)
+        if kept:
+            kv._history[key] = kept
+        else:
+            del kv._history[key]
+    return lost
 
 
 class KVPort(KVEngine):
@@ -72,7 +88,9 @@ class KVPort(KVEngine):
         return decode(Owner, raw).epoch if raw is not None else 0
 
     async def sync(self) -> None:
+        version = self.engine._version
         await self.step()
+        self.world.kv_synced = max(self.world.kv_synced, version)
 
     async def aclose(self) -> None:
         pass

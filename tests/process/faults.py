@@ -130,18 +130,36 @@ def rot(folder: Path, pattern: bytes) -> int:
     """Flips a byte in each run of write_down()'s pattern that lies on a disk, past the daemon; returns how many runs."""
     runs = 0
     for path in folder.rglob("*"):
-        if not path.is_file() or path.stat().st_size == 0:
-            continue
-        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
-            start = content.find(pattern * 8)
-            while start >= 0:
-                end = start
-                while content[end : end + len(pattern)] == pattern:
-                    end += len(pattern)
-                at = (start + end) // 2
-                content[at] ^= 0x10
-                runs += 1
-                start = content.find(pattern * 8, end)
+        if path.is_file():
+            with path.open("r+b") as file:
+                runs += sum(_rot_extent(file.fileno(), start, end, pattern) for start, end in _extents(file.fileno()))
+    return runs
+
+
+def _extents(fd: int) -> Iterator[tuple[int, int]]:
+    """Where a file has no holes."""
+    end = 0
+    while True:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError:  # there are no more
+            return
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, end
+
+
+def _rot_extent(fd: int, start: int, end: int, pattern: bytes) -> int:
+    content = os.pread(fd, end - start, start)
+    runs = 0
+    first = content.find(pattern * 8)
+    while first >= 0:
+        last = first
+        while content.startswith(pattern, last):
+            last += len(pattern)
+        middle = (first + last) // 2
+        os.pwrite(fd, bytes([content[middle] ^ 0x10]), start + middle)
+        runs += 1
+        first = content.find(pattern * 8, last)
     return runs
 
 

@@ -92,6 +92,7 @@ def hurt(fuse: None) -> Iterator[Hurt]:
 
     shape = {"storages": 2, "replicas": 2, "lease_ms": 60_000}
     settings = dict.fromkeys(NODES, f'reserve_bytes = "{RESERVE_MIB}MiB"')
+    settings["storage-2"] += "\nscrub_period_ms = 3000"
     try:
         with cluster(**shape, settings=settings, environment=faults.environment, prepare=prepare) as made:
             made.wait_serving()
@@ -162,6 +163,17 @@ def test_bytes_that_rot(hurt: Hurt, tmp_path: Path) -> None:
         wait_equal(made)
         assert hurt.counted("storage-1", "repaired_chunks") >= FILES
         read_back(folder, pattern)
+
+
+def test_rot_that_nobody_reads(hurt: Hurt, tmp_path: Path) -> None:
+    """The scrubber finds it, and it is repaired."""
+    made, folder, pattern = hurt.cluster, hurt.folder(tmp_path.name), secrets.token_bytes(16)
+    with watchdog(made, LIMIT_S):
+        write_down(folder, pattern)
+        before = hurt.counted("storage-2", "repaired_chunks")
+        assert rot(made.data / "storage-2", pattern) >= FILES
+        wait_until(lambda: hurt.counted("storage-2", "repaired_chunks") >= before + FILES, "the scrubber to find all", 40)
+        wait_equal(made)
 
 
 def test_records_that_are_damaged(hurt: Hurt, tmp_path: Path) -> None:

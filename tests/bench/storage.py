@@ -13,6 +13,7 @@ import json
 import os
 import statistics
 import tempfile
+import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,19 +88,20 @@ def run(options: argparse.Namespace, where: str, folder: str, replicas: int) -> 
         for row in ROWS:
             if options.rows and row is not ROWS[0] and row.operation not in options.rows:
                 continue
-            slices = _slices(row, loads, options.runs, options.seconds)
+            slices = _slices(row, loads, options)
             for checkout, found in zip(checkouts, slices, strict=True):
                 results.append(_result(row, str(checkout), where, replicas, found))
             _show(results[-len(checkouts) :])
     return results
 
 
-def _slices(row: Row, loads: list[Load], runs: int, seconds: float) -> list[list[Slice]]:
+def _slices(row: Row, loads: list[Load], options: argparse.Namespace) -> list[list[Slice]]:
     slices: list[list[Slice]] = [[] for _ in loads]
-    for number in range(runs):
+    for number in range(options.runs):
         order = list(zip(loads, slices, strict=True))
         for load, found in order if number % 2 == 0 else reversed(order):
-            found.append(load.run(f"{row.operation}:{row.depth}", seconds))
+            time.sleep(options.pause)
+            found.append(load.run(f"{row.operation}:{row.depth}", options.seconds))
     return slices
 
 
@@ -163,6 +165,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=256, help="size of the file")
     parser.add_argument("--runs", type=int, default=5, help="slices for each row")
     parser.add_argument("--seconds", type=float, default=0.6, help="length of a slice")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between slices, for what else the machine does")
     parser.add_argument("--rows", nargs="+", choices=sorted({row.operation for row in ROWS}), help="only these")
     parser.add_argument("--against", metavar="CHECKOUT", help="another checkout, measured in turn with this one")
     parser.add_argument("--storage-option", nargs="+", default=[], help="flags for this checkout's storage daemons")

@@ -7,11 +7,13 @@ wrong, an address that is taken, data of a newer format): starting it again woul
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import importlib.metadata
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -80,7 +82,15 @@ def main(
         sys.exit(EXIT_OK)
     log.setup(name, getattr(config, "log_level", "info"))
     _follow_parent()
+    _allow_many_files()
     sys.exit(_run(name, config, run))
+
+
+def _allow_many_files() -> None:
+    """Connections and data files may be many more than the 1024 that a process has by default."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _run(name: str, config: C, run: Callable[[C, Env, Callable[[str], None]], Awaitable[None]]) -> int:

@@ -92,9 +92,8 @@ class SlotAllocator:
         count = min(limit, self.free_with_space - keep)
         if count <= 0:
             return []
-        taken = self._unknown[-count:]
-        if taken:
-            del self._unknown[-count:]
+        taken = self._unknown[:count]  # the highest, since the lowest are used first
+        del self._unknown[:count]
         rest = count - len(taken)
         taken += self._free[:rest]
         del self._free[:rest]

@@ -30,6 +30,7 @@ from tests.sim.disk import Platter
 from tests.sim.env import HostClock, SimEnv
 from tests.sim.failure import Failure, SimulationError, SimulationFailed
 from tests.sim.guard import guarded
+from tests.sim.limits import small_limits
 from tests.sim.net import Network, SimTransport
 from tests.sim.plan import Plan, draw
 from tests.sim.rare import POINTS, Rare
@@ -418,7 +419,7 @@ def simulate(seed: int, shape: Shape, main: Callable[[World], Awaitable[None]], 
 
     clock = SimClock()
     try:
-        with deterministic(seed), guarded(), cheap_sleeps(clock):
+        with deterministic(seed), guarded(), cheap_sleeps(clock), small_limits():
             trio.run(ended, clock=clock)
         if worlds[0].error is not None:
             raise worlds[0].error

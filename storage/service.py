@@ -21,6 +21,7 @@ from fs3.api.storage import (
     SUSPECT,
     SYNC,
     SYNC_DONE,
+    TUNE,
     WRITE,
     WRITE_UPDATES_MAX,
     DumpReply,
@@ -41,6 +42,8 @@ from fs3.api.storage import (
     SyncDoneRequest,
     SyncReply,
     SyncRequest,
+    TuneReply,
+    TuneRequest,
     UpdateResult,
     WriteReply,
     WriteRequest,
@@ -107,6 +110,7 @@ class StorageService:
         server.handle(SYNC_DONE, self._sync_done)
         server.handle(FETCH, self._fetch)
         server.handle(SUSPECT, self._suspect)
+        server.handle(TUNE, self._tune)
         server.handle(STATUS, self._status)
 
     async def run(self, poke: Callable[[], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -277,6 +281,14 @@ class StorageService:
         for chunk in request.chunks[:READ_RANGES_MAX]:
             self.node.suspect(target, chunk)
         return SuspectReply()
+
+    async def _tune(self, request: TuneRequest, call: Call) -> TuneReply:
+        node = self.node
+        if request.resync_rate_bytes >= 0:
+            node.resync_rate_bytes = request.resync_rate_bytes
+        if request.scrub_rate_bytes >= 0:
+            node.scrub_rate_bytes = request.scrub_rate_bytes
+        return TuneReply(node.resync_rate_bytes, node.scrub_rate_bytes)
 
     def _own(self, number: int) -> LocalTarget:
         """A target of ours in whatever state. Raises UNKNOWN_TARGET, NOT_SERVING where its disk failed."""

@@ -18,6 +18,7 @@ from ..config import parse_size
 from ..daemon import EXIT_CONFIG, EXIT_ERROR, EXIT_OK, version
 from ..errors import Code, ConfigError, FS3Error
 from . import access, formatting, mounting
+from . import recovery as recoveries
 from . import status as status_report
 from . import up as cluster
 from .detach import detached
@@ -33,6 +34,11 @@ def size(text: str) -> int:
         return parse_size(text)
     except ValueError:
         raise click.BadParameter(f"{text!r}: expected a size such as 1MiB or 65536") from None
+
+
+def rate(text: str | None) -> int:
+    """A number of bytes; -1 where none is given."""
+    return size(text) if text is not None else -1
 
 
 def folder(text: str) -> Path:
@@ -193,6 +199,19 @@ def status(data: Path, mgmtd: str | None, as_json: bool) -> None:
     else:
         status_report.render(found, console())
     sys.exit(EXIT_OK if found["serving"] else EXIT_ERROR)
+
+
+@cli.command()
+@data_option
+@mgmtd_option
+@click.option(
+    "--resync-rate", callback=lambda *given: rate(given[2]), help="Bytes a second, at most, that each target sends."
+)
+@click.option("--scrub-rate", callback=lambda *given: rate(given[2]), help="Bytes a second, at most, that scrubbing reads.")
+def recovery(data: Path, mgmtd: str | None, resync_rate: int, scrub_rate: int) -> None:
+    """Show how far recoveries are, and set how fast they and the scrubbers may go until the daemons end; 0: no limit."""
+    for line in trio.run(recoveries.visit, addresses(data, mgmtd), resync_rate, scrub_rate):
+        click.echo(line)
 
 
 @cli.command("format")

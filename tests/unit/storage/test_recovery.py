@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from fs3.api.storage import SYNC, SyncRequest, UpdateKind
+from fs3.api.storage import SYNC, TUNE, SyncRequest, TuneRequest, UpdateKind
 from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId
 from fs3.routing import LocalState
@@ -183,3 +183,13 @@ async def test_a_resync_shows_its_progress_and_its_rate_can_be_changed(tmp_path:
         await until(lambda: filled.synced_version == c.version, 1.0)
         await until(lambda: not [name for name in gauges if name.startswith("storage.resync.")])
         assert service.node.env.metrics.counters["storage.resynced_bytes"] == 200_000
+
+
+async def test_rates_can_be_set_by_request(tmp_path: Path) -> None:
+    async with cluster(tmp_path, 1) as c:
+        address, service = c.replicas[0].address, c.replicas[0].service
+        assert service is not None
+        reply = await c.rpc.call(address, TUNE, TuneRequest(5, 6), deadline=c.deadline())
+        assert (reply.resync_rate_bytes, reply.scrub_rate_bytes) == (5, 6)
+        assert (await c.rpc.call(address, TUNE, TuneRequest(0), deadline=c.deadline())).scrub_rate_bytes == 6
+        assert (service.node.resync_rate_bytes, service.node.scrub_rate_bytes) == (0, 6)

@@ -22,6 +22,7 @@ from fs3.api.meta import Access, Attr, Caller, FileKind, RenameFlags
 from fs3.errors import Code, FS3Error
 from fs3.ids import ROOT_INODE, RequestTag
 from fs3.kv.memory import Fault, MemoryEngine, Operation
+from meta.fsck import check, survey
 from meta.schema import ENTRY_PREFIX, Inode, inode_of_key, span, unpack_counter, unpack_entry
 from tests.model.namespace_tree import Handle, Node, Refused, Tree, clear_set_id, searched
 from tests.unit.meta.world import ALICE, BOB, CHUNK, CLIENT, ROOT, FakeChunks, World, world
@@ -323,6 +324,7 @@ class Namespace(RuleBasedStateMachine):
 
     async def compare(self, w: World) -> None:
         txn = self.engine.transaction()
+        assert check(survey(await txn.get_range(b"", b"\xff"))) == []
         inodes = {inode_of_key(key): Inode.unpack(inode_of_key(key), value) for key, value in await all_of(txn, b"INOD")}
         subdirectories = {inode_of_key(key): unpack_counter(value) for key, value in await all_of(txn, b"DSUB")}
         entries: dict[int, dict[bytes, int]] = {}

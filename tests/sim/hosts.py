@@ -27,15 +27,15 @@ SHAPES = (
     Shape(
         "nine", load_s=5, mgmtds=3, storages=9, clients=4, chunks=12, faults=(*CRASHES, *NETWORK, "stop"), fault_every_s=0.4
     ),
+    Shape("power", faults=("power", "power", "crash_other"), fault_every_s=2.0, scrub_ms=2000),
     Shape("random", workload="random", load_s=6),
     Shape("records", faults=("records", "records", "crash_other"), fault_every_s=1.5),
 )
 
 UNMET = (
-    Shape("rot", faults=("rot", "rot", "crash_other"), scrub_ms=2000),
+    Shape("rot", faults=("rot", "rot", "rot", "crash_other"), fault_every_s=0.4, scrub_ms=2000),
     Shape("slip", faults=("slip", "slip", "crash_other"), scrub_ms=2000),
     Shape("eio", faults=("spoil", "spoil", "crash_other"), scrub_ms=2000),
-    Shape("power", faults=("power", "power", "crash_other"), fault_every_s=2.0, scrub_ms=2000),
     Shape("survivor", faults=("crash", "cut", "slow"), workload="survivor"),
     Shape("idle", metas=1, workload="idle", load_s=600.0),
 )

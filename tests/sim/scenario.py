@@ -96,6 +96,7 @@ SHAPES = {
         ),
         Shape("late", metas=2, chunk_size=64 * 1024, workload="own-files", faults=("late",), load_s=60, fault_every_s=5.0),
         Shape("fsync", think_s=0.03, load_s=6, workload="durable", faults=("cut",)),
+        Shape("fsync-overwrite", think_s=0.03, load_s=6, workload="durable-overwrite", faults=("cut",)),
         *namespace.SHAPES,
         *kvcache.SHAPES,
         *hosts.SHAPES,
@@ -108,7 +109,6 @@ SHAPES = {
 UNMET = {
     shape.name: shape
     for shape in (
-        Shape("fsync-overwrite", think_s=0.03, load_s=6, workload="durable-overwrite", faults=("cut",)),
         Shape(
             "clock-broken",
             storages=2,

@@ -36,11 +36,6 @@ def size(text: str) -> int:
         raise click.BadParameter(f"{text!r}: expected a size such as 1MiB or 65536") from None
 
 
-def rate(text: str | None) -> int:
-    """A number of bytes; -1 where none is given."""
-    return size(text) if text is not None else -1
-
-
 def folder(text: str) -> Path:
     """A path, made absolute without following links."""
     return Path(os.path.abspath(text))
@@ -204,13 +199,12 @@ def status(data: Path, mgmtd: str | None, as_json: bool) -> None:
 @cli.command()
 @data_option
 @mgmtd_option
-@click.option(
-    "--resync-rate", callback=lambda *given: rate(given[2]), help="Bytes a second, at most, that each target sends."
-)
-@click.option("--scrub-rate", callback=lambda *given: rate(given[2]), help="Bytes a second, at most, that scrubbing reads.")
-def recovery(data: Path, mgmtd: str | None, resync_rate: int, scrub_rate: int) -> None:
+@click.option("--resync-rate", type=size, metavar="SIZE", help="A second, at most, sent to each target that came back.")
+@click.option("--scrub-rate", type=size, metavar="SIZE", help="A second, at most, that the scrubber reads of each target.")
+def recovery(data: Path, mgmtd: str | None, resync_rate: int | None, scrub_rate: int | None) -> None:
     """Show how far recoveries are, and set how fast they and the scrubbers may go until the daemons end; 0: no limit."""
-    for line in trio.run(recoveries.visit, addresses(data, mgmtd), resync_rate, scrub_rate):
+    rates = [-1 if rate is None else rate for rate in (resync_rate, scrub_rate)]
+    for line in trio.run(recoveries.visit, addresses(data, mgmtd), *rates):
         click.echo(line)
 
 

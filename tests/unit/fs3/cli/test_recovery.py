@@ -1,15 +1,7 @@
 from __future__ import annotations
 
-import pytest
-
 from fs3.api.storage import TuneReply
-from fs3.cli.main import rate
 from fs3.cli.recovery import limits, progress
-
-
-@pytest.mark.parametrize(("text", "expected"), [(None, -1), ("0", 0), ("50MiB", 50 << 20)])
-def test_rates(text: str | None, expected: int) -> None:
-    assert rate(text) == expected
 
 
 def test_limits_in_words() -> None:

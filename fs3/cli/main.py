@@ -203,8 +203,8 @@ def status(data: Path, mgmtd: str | None, as_json: bool) -> None:
 @click.option("--scrub-rate", type=size, metavar="SIZE", help="A second, at most, that the scrubber reads of each target.")
 def recovery(data: Path, mgmtd: str | None, resync_rate: int | None, scrub_rate: int | None) -> None:
     """Show how far recoveries are, and set how fast they and the scrubbers may go until the daemons end; 0: no limit."""
-    rates = [-1 if rate is None else rate for rate in (resync_rate, scrub_rate)]
-    for line in trio.run(recoveries.visit, addresses(data, mgmtd), *rates):
+    resync_bytes, scrub_bytes = [-1 if rate is None else rate for rate in (resync_rate, scrub_rate)]
+    for line in trio.run(recoveries.visit, addresses(data, mgmtd), resync_bytes, scrub_bytes):
         click.echo(line)
 
 

@@ -13,14 +13,19 @@ from functools import partial
 from random import Random
 from typing import Any
 
+import pytest
 import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+import storage.chunk_table
 import storage.contents
+import storage.data_files
+import storage.durability
 from fs3.api.storage import Update, UpdateKind
 from fs3.checksum import BLOCK_SIZE, piece_checksums
+from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId
 from storage.chunk_engine import ChunkEngine
 from storage.space import SpaceBudget
@@ -71,10 +76,16 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     raise AssertionError("it waits for something")
 
 
-def run_trio(operation: Callable[[], Awaitable[object]]) -> None:
-    """Run what uses locks and tasks."""
+def run_trio(operation: Callable[[], Awaitable[object] | object]) -> None:
+    """Run what may use locks and tasks."""
+
+    async def call() -> None:
+        result = operation()
+        if isinstance(result, Coroutine):
+            await result
+
     try:
-        trio.run(operation)
+        trio.run(call)
     except BaseExceptionGroup as group:
         while isinstance(group.exceptions[0], BaseExceptionGroup):
             group = group.exceptions[0]
@@ -82,17 +93,29 @@ def run_trio(operation: Callable[[], Awaitable[object]]) -> None:
 
 
 class EngineMachine(RuleBasedStateMachine):
-    @initialize(patches=st.sampled_from([3, 256]))
-    def begin(self, patches: int) -> None:
-        storage.contents.PATCHES_MAX = patches
+    @initialize(small=st.booleans(), patches=st.sampled_from([3, 256]), full=st.booleans())
+    def begin(self, small: bool, patches: int, full: bool) -> None:
+        """small: bounds that are met soon. full: a disk with hardly any space."""
+        self.bounds = pytest.MonkeyPatch()
+        self.bounds.setattr(storage.contents, "PATCHES_MAX", patches)
+        if small:
+            self.bounds.setattr(storage.chunk_table, "RECORDS_KEPT", 1)
+            self.bounds.setattr(storage.data_files, "GROUP_SHIFT", 18)
+            self.bounds.setattr(storage.data_files, "OPEN_FILES_MAX", 1)
+            self.bounds.setattr(storage.durability, "PATCH_BYTES_MAX", 1500)
+            self.bounds.setattr(storage.durability, "_FREE_BYTES_KEPT", 0)
         self.disk = MemoryDisk()
+        if full:
+            self.disk.free = 700_000
         self.model: dict[ChunkId, State] = {}
         self.history: dict[ChunkId, list[Version | None]] = {}  # what is allowed after the loss of power
         self.filler = 0
+        self.nested = False
         self.open()
 
     def teardown(self) -> None:
-        storage.contents.PATCHES_MAX = 256
+        if hasattr(self, "bounds"):
+            self.bounds.undo()
 
     def open(self) -> None:
         self.engine = ChunkEngine(self.disk.reopen(), "target", SpaceBudget(self.disk, 0))
@@ -146,9 +169,12 @@ class EngineMachine(RuleBasedStateMachine):
         if fault is not None:
             self.disk.crash_after, self.disk.torn = fault.after, fault.torn
         try:
-            result = operation()
-            if isinstance(result, Coroutine):
-                run(result)
+            if self.nested:
+                result = operation()
+                if isinstance(result, Coroutine):
+                    run(result)
+            else:
+                run_trio(operation)
         except Crash:
             if fault is not None and fault.power is not None:
                 self.history.setdefault(chunk, [None]).append(after[0])
@@ -157,6 +183,9 @@ class EngineMachine(RuleBasedStateMachine):
                 found = self.found(chunk)
                 assert found in (before, after), "a crash left neither the old nor the new"
                 self.set_state(chunk, found)
+        except FS3Error as error:
+            assert error.code is Code.NO_SPACE and self.disk.free < 1 << 39
+            self.disk.crash_after = None
         else:
             self.disk.crash_after = None
             self.set_state(chunk, after)
@@ -245,6 +274,14 @@ class EngineMachine(RuleBasedStateMachine):
 
     def change(self, what: str, chunk: ChunkId, offset: int) -> None:
         """Any change, while something else is under way."""
+        with pytest.MonkeyPatch.context() as bounds:
+            bounds.setattr(storage.durability, "PATCH_BYTES_MAX", 1 << 30)  # it must not wait for that
+            bounds.setattr(self.disk, "free", 1 << 39)
+            self.nested = True
+            self._change(what, chunk, offset)
+            self.nested = False
+
+    def _change(self, what: str, chunk: ChunkId, offset: int) -> None:
         size = offset % 3000 + 1
         if what == "w":
             self.write(chunk, offset, size, True, None)

@@ -59,6 +59,7 @@ class MemoryDisk(Disk):
         self.small: dict[str, bytes] = {}
         self.crash_after: int | None = None
         self.torn = 0.0
+        self.free = 1 << 39
         self.meanwhile: dict[int, Callable[[], None]] = {}  # what happens before the n-th step from now
         self.boots = 1
         self._open = True
@@ -109,7 +110,7 @@ class MemoryDisk(Disk):
         self.meanwhile = {number - 1: call for number, call in calls.items() if number}
 
     def space(self) -> Space:
-        return Space(1 << 40, 1 << 39)
+        return Space(1 << 40, self.free)
 
     def read_small(self, name: str) -> bytes | None:
         return self.small.get(name)

@@ -72,6 +72,18 @@ async def roll_forward_orphans(node: StorageNode, target: LocalTarget) -> None:
                 target.locks.release(chunk)
 
 
+async def complete_file(node: StorageNode, target: LocalTarget, inode: int, first_index: int, deadline: float) -> None:
+    """Complete what is pending of a file here, at the head: the tail may have committed it, and readers seen it. Raises what
+    forward() raises."""
+    for chunk in target.engine.pending():
+        if chunk.inode == inode and chunk.index >= first_index:
+            await target.locks.acquire(chunk)
+            try:
+                await roll_forward(node, target, chunk, 0, deadline)
+            finally:
+                target.locks.release(chunk)
+
+
 async def fill_successors(node: StorageNode, target: LocalTarget) -> None:
     """Whenever this target serves and its successor is being filled: do that. Runs until cancelled."""
     while True:

@@ -56,7 +56,7 @@ from fs3.rpc.server import Call, RpcServer
 from .disk import Space
 from .local import CHANNEL_IDLE_S, Caller, LocalTarget, RoutingSource, StorageNode
 from .read import read
-from .recovery import fill_successors, roll_forward_orphans
+from .recovery import complete_file, fill_successors, roll_forward_orphans
 from .removal import remove_file
 from .repair import find, repair_suspects
 from .scrub import Scrubber
@@ -234,7 +234,10 @@ class StorageService:
 
     async def _query(self, request: QueryRequest, call: Call) -> QueryReply:
         role = self.node.map.for_read(request.chain, request.chain_version, request.target)
-        chunks = self.node.target(role).engine.chunks_of(request.inode, request.first_index)
+        target = self.node.target(role)
+        if role.head:
+            await complete_file(self.node, target, request.inode, request.first_index, call.deadline)
+        chunks = target.engine.chunks_of(request.inode, request.first_index)
         if not chunks:
             return QueryReply(0, -1, 0, 0)
         last, last_length = chunks[-1]

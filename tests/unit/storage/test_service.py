@@ -293,16 +293,27 @@ async def test_truncate_remove_query_and_sync(tmp_path: Path) -> None:
             assert (reply.chunks, reply.last_index) == (3, 4)
 
 
-async def test_a_removal_takes_along_what_is_pending(tmp_path: Path) -> None:
-    """The tail has committed a chunk, and readers have seen it, before the head hears of that."""
+async def pending_at_head(c: Cluster) -> None:
+    """The tail has committed a chunk, and readers have seen it, and the head has not heard of that."""
+    head = c.replicas[0].target
+    assert head is not None
+    update = write_update(C1, 0, b"new", tag=c.tag(3), version=1, target=2)
+    assert (await c.send([update], b"new", to=2, from_client=False))[0].code == 0
+    await head.engine.put(replace(update, version=0, target=1), 1, 1, memoryview(b"new"), commit=False, remember=False)
+    assert await c.read(C1, 0, 10, target=2) == b"new"
+
+
+async def test_a_query_counts_what_is_pending(tmp_path: Path) -> None:
     async with cluster(tmp_path, 2) as c:
-        head = c.replicas[0].target
-        assert head is not None
-        tag = c.tag(3)
-        update = write_update(C1, 0, b"new", tag=tag, version=1, target=2)
-        assert (await c.send([update], b"new", to=2, from_client=False))[0].code == 0
-        await head.engine.put(replace(update, version=0, target=1), 1, 1, memoryview(b"new"), commit=False, remember=False)
-        assert await c.read(C1, 0, 10, target=2) == b"new"
+        await pending_at_head(c)
+        query = QueryRequest(CHAIN, 1, 1, C1.inode)
+        reply = await c.rpc.call(c.replicas[0].address, QUERY, query, deadline=c.deadline())
+        assert (reply.chunks, reply.last_length) == (1, 3)
+
+
+async def test_a_removal_takes_along_what_is_pending(tmp_path: Path) -> None:
+    async with cluster(tmp_path, 2) as c:
+        await pending_at_head(c)
         remove = RemoveFileRequest(c.tag(7), CHAIN, 1, 1, C1.inode)
         assert (await c.rpc.call(c.replicas[0].address, REMOVE_FILE, remove, deadline=c.deadline())).removed == 1
         assert [await c.read(C1, 0, 10, target=target) for target in (1, 2)] == [b"", b""]

@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -177,16 +178,27 @@ def test_rot_that_nobody_reads(hurt: Hurt, tmp_path: Path) -> None:
 
 
 def test_records_that_are_damaged(hurt: Hurt, tmp_path: Path) -> None:
-    """The target does not serve what it has; it is filled from its chain."""
+    """The target does not serve what it has; it is filled from its chain. `fs3-storage inspect` tells what is wrong."""
     made, folder, pattern = hurt.cluster, hurt.folder(tmp_path.name), secrets.token_bytes(16)
     with watchdog(made, LIMIT_S):
         write_down(folder, pattern)
         hurt.restart("storage-1")  # so that all kinds of files are there
         write_down(folder, pattern[::-1])
+        disk = made.data / "storage-1"
+        stores = record_stores(disk)
+        target = stores[0].parent  # of the others it would put the records' log in order
+        code, said = inspect(disk)
+        assert code == 2 and "in use" in said, said
         made.keep_down("storage-1")
-        stores = record_stores(made.data / "storage-1")
+        code, said = inspect(target)
+        assert code == 0, said
+        assert rot(disk, pattern[::-1]) >= FILES
+        code, said = inspect(target)
+        assert code == 1 and "DAMAGED" in said, said
         for number, store in enumerate(stores):
             damage(store, ("CURRENT", "MANIFEST-*", "*.sst", "*.log")[number % 4])
+        code, said = inspect(target)
+        assert code == 1 and "Corruption" in said, said
         with hurt.returning("storage-1"):
             made.bring_back("storage-1")
         assert hurt.counted("storage-1", "targets_rebuilt") >= 3, "at least those with a bad CURRENT, MANIFEST or SST file"
@@ -241,6 +253,13 @@ def test_the_last_copy_is_not_thrown_away(fuse: None) -> None:
         assert sum(head is not None for head in heads) == 3
         assert "storage-1" in made.pids()
         assert sorted(made.data.glob("storage-1/**/data-*")) == before
+
+
+def inspect(disk: Path) -> tuple[int, str]:
+    """What `fs3-storage inspect` makes of a disk: exit code and words."""
+    command = [sys.executable, "-m", "fs3.storage.daemon", "inspect", str(disk)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout + done.stderr
 
 
 def damage(store: Path, files: str) -> None:

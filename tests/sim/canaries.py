@@ -27,6 +27,7 @@ from storage.channels import Admission, Channels
 from storage.engine import ReadData
 from storage.replica import Decision
 from tests.sim.canaries_files import FILE_CANARIES
+from tests.sim.canaries_media import MEDIA_CANARIES
 from tests.sim.disk import Platter
 
 Plant = tuple[Any, str, Any]
@@ -171,6 +172,7 @@ CANARIES: dict[str, tuple[Callable[[], list[Plant]], str]] = {
     "resync-compares-nothing": (_resync_skips_newer, "crash"),
     "fsync-that-does-not": (_fsync_that_does_not, "fsync"),
     **FILE_CANARIES,
+    **MEDIA_CANARIES,
 }
 """Name -> what to replace, and the shape whose seeds find it soonest."""
 

@@ -99,6 +99,8 @@ class Process:
 
     def start(self) -> None:
         assert not self.alive
+        if self.world.over:
+            return
         self.lives += 1
         self.alive = True
         self.ready = trio.Event()

@@ -29,16 +29,15 @@ SHAPES = (
     ),
     Shape("power", faults=("power", "power", "crash_other"), fault_every_s=2.0, scrub_ms=2000),
     Shape("random", workload="random", load_s=6),
-    Shape("records", faults=("records", "records", "crash_other"), fault_every_s=1.5),
-)
-
-UNMET = (
-    Shape("rot", faults=("rot", "rot", "rot", "crash_other"), fault_every_s=0.4, scrub_ms=2000),
+    Shape("rot", chunks=20, faults=("rot", "rot", "rot", "crash_other"), fault_every_s=0.4, scrub_ms=2000),
     Shape("slip", faults=("slip", "slip", "crash_other"), scrub_ms=2000),
     Shape("eio", faults=("spoil", "spoil", "crash_other"), scrub_ms=2000),
     Shape("survivor", faults=("crash", "cut", "slow"), workload="survivor"),
-    Shape("idle", metas=1, workload="idle", load_s=600.0),
+    Shape("records", faults=("records", "records", "crash_other"), fault_every_s=1.5),
 )
+
+MEASURES = (Shape("idle", metas=1, workload="idle", load_s=600.0),)
+"""Nothing to find in them; run by name only."""
 
 
 def drawn(seed: int, shape: Shape) -> Shape:

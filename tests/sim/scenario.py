@@ -121,7 +121,7 @@ UNMET = {
             faults=("clock_broken",),
             fault_every_s=4.0,
         ),
-        *hosts.UNMET,
+        *hosts.MEASURES,
     )
 }
 """What the product does not hold yet; run by name only."""

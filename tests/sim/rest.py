@@ -28,7 +28,7 @@ async def janitor(world: World) -> AsyncIterator[FileSystem]:
         tasks.cancel_scope.cancel()
 
 
-REPAIRED_S = 25.0
+REPAIRED_S = 15.0
 """How long the repair of what a scrubber found may take: it tries again after 10 s."""
 
 

@@ -147,7 +147,7 @@ class _Blind:
     async def get(self, key: bytes, *, snapshot: bool = False) -> Any:
         value = await self._txn.get(key, snapshot=snapshot or key == self._key)
         if key == self._key:
-            await trio.sleep(0.005)
+            await trio.sleep(0.02)
         return value
 
     def __getattr__(self, name: str) -> Any:

@@ -161,5 +161,5 @@ async def synced(world: World) -> None:
         await check_emptied(world, orphans=True)
 
 
-SHAPES = (Shape("synced", metas=1, storages=3, replicas=2, workload="synced", load_s=3, think_s=0.05, faults=("cut",)),)
+SHAPES = (Shape("synced", metas=1, storages=3, replicas=2, workload="synced", load_s=2, think_s=0.05, faults=("cut",)),)
 SCENARIOS = {"synced": synced}

@@ -408,6 +408,8 @@ class FileClient:
         length = len(data)
         if length == 0:
             return 0
+        if state.gone:  # chunks that are made now would belong to nobody
+            raise FS3Error(Code.STALE_HANDLE, f"inode {state.id} was removed while this client was taken for dead")
         if handle.append:
             offset = await self._reserve(handle, length)
         if offset + length > FILE_LENGTH_MAX:
@@ -501,6 +503,7 @@ class FileClient:
                 try:
                     await self._reopen(state.id, session)
                 except FS3Error as error:
+                    state.gone = state.gone or error.code is Code.STALE_HANDLE
                     logger.warning("inode %d, open for writing: cannot be opened again: %s", state.id, error)
 
     async def _reopen(self, inode: int, session: int) -> None:

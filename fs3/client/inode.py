@@ -36,6 +36,7 @@ class OpenInode:
         "end",
         "end_version",
         "failed",
+        "gone",
         "handles",
         "holds",
         "id",
@@ -62,6 +63,7 @@ class OpenInode:
         self.length = attr.length
         self.handles = 0
         self.sessions: list[int] = []  # of handles open for writing
+        self.gone = False  # meta took this client for dead, and the file, which had no name, with it
         self.holds: list[int] = []  # sessions that keep the data of a file whose last name this client removed
         self.end = -1  # -1: wrote nothing at end_version
         self.end_version = attr.truncate_version

@@ -176,6 +176,18 @@ async def test_a_file_renamed_over_stays_readable_when_its_other_name_goes_too(c
         await client.getattr(file.inode.id)
 
 
+async def test_nothing_is_written_to_a_file_that_went_while_this_client_was_taken_for_dead(client: FileClient) -> None:
+    file = await create(client)
+    client.releases.add(file.inode.id, file.session)  # as meta ends it
+    await client.releases.tell()
+    await client.remove(ROOT_CALLER, ROOT_INODE, b"f", directory=False)
+    await client.reopen_sessions()
+    with pytest.raises(FS3Error) as caught:
+        await client.write(file, 0, b"x")
+    assert caught.value.code is Code.STALE_HANDLE
+    await client.close(file)
+
+
 async def test_fsync_syncs_what_is_not_known_to_be_stable_and_then_nothing(client: FileClient) -> None:
     file = await create(client)
     await client.write(file, 0, b"x" * 3 * CHUNK_SIZE)

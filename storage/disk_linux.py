@@ -14,6 +14,7 @@ import fcntl
 import mmap
 import os
 import shutil
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -23,7 +24,7 @@ from pathlib import Path
 import trio
 from rocksdict import AccessType, Options, Rdict, WriteBatch
 
-from fs3.checksum import Buffer
+from fs3.checksum import Buffer, crc32c
 from fs3.errors import Code, ConfigError, FS3Error
 
 from .disk import Disk, DiskFile, Records, Space
@@ -43,6 +44,8 @@ _TMPFS_MAGIC = 0x01021994
 _STATFS_SIZE = 256  # more than any version of the struct, which starts with the file system's type
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+_MARK = struct.Struct("<QI")  # a number and its CRC32C
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -307,8 +310,37 @@ def _in_memory(fd: int) -> bool:
     return ctypes.c_long.from_buffer(status).value == _TMPFS_MAGIC
 
 
+class _Mark:
+    """A number in a small file, which is never later than the truth: it is written after what it speaks of is durable, and
+    not synced itself."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        found = os.pread(self._fd, _MARK.size, 0)
+        self.value = 0
+        if len(found) == _MARK.size and crc32c(found[:8]) == _MARK.unpack(found)[1]:
+            self.value = _MARK.unpack(found)[0]
+
+    def note(self, value: int) -> None:
+        if value > self.value:
+            self.value = value
+            packed = value.to_bytes(8, "little")
+            with suppress(OSError):  # an older number is as right
+                os.pwrite(self._fd, packed + crc32c(packed).to_bytes(4, "little"), 0)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
 class RocksRecords(Records):
-    """Records in a RocksDB whose log is written through to the page cache at each write."""
+    """Records in a RocksDB whose log is written through to the page cache at each write.
+
+    After a power loss the end of the log may be torn, so RocksDB opens with what stands before the first damaged place, and
+    says nothing. Hence the file SYNCED, which says how far the log was durable: where less than that is left, the records
+    are damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -323,11 +355,20 @@ class RocksRecords(Records):
             self._db: Rdict = Rdict(str(path), options, access_type=AccessType.read_write())
         except Exception as error:  # rocksdict raises plain exceptions with RocksDB's words
             raise self._unusable(error) from None
+        try:
+            self._mark = _Mark(path / "SYNCED")
+        except OSError as error:
+            self._db.close()
+            raise disk_error(error, f"open {path}/SYNCED") from None
+        left, synced = self._db.latest_sequence_number(), self._mark.value
+        if left < synced:
+            self.close()
+            raise FS3Error(Code.RECORDS_DAMAGED, f"{path}: Corruption: {synced} changes were durable, {left} are left")
 
     def load(self) -> Iterator[tuple[bytes, bytes]]:
         try:
             yield from self._db.items()
-            self._db.flush_wal(True)
+            self._sync()
         except Exception as error:
             raise self._unusable(error) from None
 
@@ -347,13 +388,19 @@ class RocksRecords(Records):
 
     async def sync(self) -> None:
         try:
-            await trio.to_thread.run_sync(partial(self._db.flush_wal, True))
+            await trio.to_thread.run_sync(self._sync)
         except Exception as error:
             raise self._failed(error) from None
+
+    def _sync(self) -> None:
+        reached = self._db.latest_sequence_number()
+        self._db.flush_wal(True)
+        self._mark.note(reached)
 
     def close(self) -> None:
         with suppress(Exception):  # closed already
             self._db.close()
+        self._mark.close()
 
     def _unusable(self, error: Exception) -> FS3Error:
         """Why it cannot be opened: what RocksDB says of files that are not as they should be is one of two things."""

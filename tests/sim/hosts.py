@@ -37,7 +37,7 @@ SHAPES = (
 )
 
 MEASURES = (Shape("idle", metas=1, workload="idle", load_s=600.0),)
-"""Nothing to find in them; run by name only."""
+"""Nothing to find in them; run by name only. Leases as by default: their heartbeats are what there is to do."""
 
 
 def drawn(seed: int, shape: Shape) -> Shape:

@@ -1,0 +1,74 @@
+"""Many ranges in one request, of which some are there at once and others wait for the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from fs3.api.storage import READ, ReadRange, ReadRequest
+from fs3.checksum import piece_checksums
+from fs3.errors import Code, FS3Error
+from fs3.ids import ChunkId
+from storage.disk_linux import LinuxFile
+from storage.read import WAITING_MAX
+from tests.unit.storage.support import CHAIN, MIB, Cluster, cluster
+
+LENGTHS = (MIB, 300_001, 65_536, 1, 700_000)
+
+
+async def read_all(c: Cluster, places: list[tuple[ChunkId, int, int]], contents: dict[ChunkId, bytes]) -> None:
+    """Ask for all of these (chunk, offset, length) at once, and compare."""
+    ranges = tuple([ReadRange(CHAIN, c.version, 1, chunk, offset, length) for chunk, offset, length in places])
+    reply, payload = await c.rpc.call_bulk(c.replicas[0].address, READ, ReadRequest(ranges), deadline=c.deadline())
+    at = 0
+    for item, result in zip(ranges, reply.results, strict=True):
+        expected = contents.get(item.chunk, b"")[item.offset : item.offset + item.length]
+        assert result.code == 0 and result.chunk_length == len(contents.get(item.chunk, b""))
+        assert payload[at : at + result.length] == expected
+        assert result.checksums == piece_checksums(expected, item.offset)
+        at += result.length
+    assert at == len(payload)
+
+
+@pytest.mark.parametrize("cached", [1.0, 0.5, 0.0])
+async def test_any_ranges_of_any_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: float) -> None:
+    chance = Random(1)
+    real = LinuxFile.read_now
+    monkeypatch.setattr(LinuxFile, "read_now", lambda *a: chance.random() < cached and real(*a))
+    async with cluster(tmp_path, 1) as c:
+        contents = {ChunkId(5, index): chance.randbytes(length) for index, length in enumerate(LENGTHS)}
+        for chunk, data in contents.items():
+            await c.write(chunk, 0, data)
+        for count in (1, 2, WAITING_MAX + 5):
+            places = []
+            for _ in range(count):
+                offset = chance.choice((0, chance.randrange(MIB), chance.randrange(16) * 65_536))
+                length = chance.choice((0, 10, 4096, 65_536, MIB - offset))
+                places.append((ChunkId(5, chance.randrange(len(LENGTHS) + 1)), offset, length))
+            await read_all(c, places, contents)
+        whole = ChunkId(5, 0)  # more than one pooled buffer holds, all ranges full
+        await read_all(c, [(whole, 0, MIB)] * 9 + [(whole, 5, 100), (whole, 0, MIB - 7)], contents)
+
+
+async def test_a_range_that_cannot_be_read_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cluster(tmp_path, 1) as c:
+        good, other = ChunkId(5, 0), ChunkId(5, 1)
+        await c.write(good, 0, b"g" * 100_000)
+        await c.write(other, 0, b"o" * 100_000)
+        ranges = [
+            ReadRange(CHAIN, c.version, 1, good, 0, 100_000),
+            ReadRange(CHAIN, c.version + 1, 1, other, 0, 100_000),
+            ReadRange(CHAIN, c.version, 7, other, 0, 100_000),
+            ReadRange(CHAIN, c.version, 1, other, 99_000, 5000),
+        ]
+        address = c.replicas[0].address
+        reply, payload = await c.rpc.call_bulk(address, READ, ReadRequest(tuple(ranges)), deadline=c.deadline())
+        assert [result.code for result in reply.results] == [0, Code.CHAIN_VERSION, Code.UNKNOWN_TARGET, 0]
+        assert payload == b"g" * 100_000 + b"o" * 1000
+        for length, offset in ((-1, 0), (1, -1), (65 * MIB, 0)):
+            bad = ReadRequest((ranges[0], ReadRange(CHAIN, c.version, 1, good, offset, length)))
+            with pytest.raises(FS3Error) as caught:
+                await c.rpc.call(address, READ, bad, deadline=c.deadline())
+            assert caught.value.code is Code.INVALID

@@ -40,7 +40,7 @@ sim:
 
 soak:
 	@scripts/prepare $(VENV) test
-	FS3_SOAK=1 $(BIN)/python -m pytest tests/process/test_storage_faults.py tests/process/test_disk_faults.py
+	FS3_SOAK=1 $(BIN)/python -m pytest -m process $(addprefix tests/process/test_,storage_faults.py disk_faults.py crash_all.py failover.py)
 	$(BIN)/python -m tests.sim --first 0 --seeds 1000000000 --keep-going --failures failures.txt $(if $(SHAPE),--shape $(SHAPE)) $(ARGS)
 
 bench:

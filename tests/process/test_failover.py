@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.harness import PROGRAMS, Cluster, watchdog
+from tests.process.harness import PROGRAMS, SOAK, Cluster, watchdog
 
 pytestmark = pytest.mark.process
 
@@ -71,7 +71,7 @@ def test_each_storage_daemon_in_turn(victims: Cluster, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["meta", "mgmtd"])
 def test_meta_and_mgmtd(victims: Cluster, tmp_path: Path, name: str) -> None:
     with busy(victims, tmp_path, MIB):
-        for _ in range(2):
+        for _ in range(2 if SOAK else 1):
             kill_and_wait(victims, name)
             time.sleep(1)
     victims.wait_serving()

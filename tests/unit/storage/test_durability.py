@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
+
+from fs3.api.storage import UpdateKind
 from fs3.ids import ChunkId, RequestTag
 from storage.chunk_engine import ChunkEngine
 from storage.space import SpaceBudget
 from tests.unit.storage.memory_disk import MemoryDisk
-from tests.unit.storage.support import MIB
+from tests.unit.storage.support import MIB, other_update
 from tests.unit.storage.test_engine import C1, content, flip, write
 
 
@@ -36,6 +39,41 @@ class NothingKept(Random):
 
     def choice(self, options):  # type: ignore[no-untyped-def]
         return 0.0 if options[0] == 0.0 and isinstance(options[0], float) else options[1]
+
+
+class NoRecordsKept(Random):
+    """All pages got to the disk, and no record that was not synced."""
+
+    def choice(self, options):  # type: ignore[no-untyped-def]
+        return 1.0 if isinstance(options[0], float) else 0
+
+    def random(self) -> float:
+        return 0.5
+
+
+@pytest.mark.parametrize("way", ["rewrite", "cut and append", "patch", "remove"])
+async def test_what_the_records_do_not_know_changed_nothing(way: str) -> None:
+    disk = MemoryDisk()
+    engine = ChunkEngine(disk, "target-1", SpaceBudget(disk, 0))
+    await write(engine, 0, b"a" * 200_000)
+    await engine.sync([C1])
+    if way == "rewrite":
+        await write(engine, 0, b"b" * 200_000)
+    elif way == "cut and append":
+        update = other_update(C1, UpdateKind.TRUNCATE, 150_000)
+        await engine.put(update, 2, 1, memoryview(b""), commit=True, remember=False)
+        await write(engine, 150_000, b"b" * 10_000)
+    elif way == "patch":
+        await write(engine, 5000, b"patched")
+    else:
+        update = other_update(C1, UpdateKind.REMOVE)
+        await engine.put(update, 2, 1, memoryview(b""), commit=True, remember=False)
+    for index in range(3):  # slots are used again
+        await write(engine, 0, b"c" * 200_000, chunk=ChunkId(2, index))
+    disk.lose_power(NoRecordsKept())
+    engine = ChunkEngine(disk.reopen(), "target-1", SpaceBudget(disk, 0))
+    assert await content(engine) == b"a" * 200_000
+    engine.close()
 
 
 async def test_results_of_what_power_loss_undid_are_forgotten() -> None:

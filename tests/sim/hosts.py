@@ -36,7 +36,7 @@ SHAPES = (
     Shape("records", faults=("records", "records", "crash_other"), fault_every_s=1.5),
 )
 
-MEASURES = (Shape("idle", metas=1, workload="idle", load_s=600.0),)
+MEASURES = (Shape("idle", metas=1, workload="idle", load_s=600.0, lease_ms=10_000),)
 """Nothing to find in them; run by name only. Leases as by default: their heartbeats are what there is to do."""
 
 

@@ -10,7 +10,7 @@ from fs3.api.storage import UpdateKind
 from fs3.ids import ChunkId, RequestTag
 from storage.chunk_engine import ChunkEngine
 from storage.space import SpaceBudget
-from tests.unit.storage.memory_disk import MemoryDisk
+from tests.unit.storage.memory_disk import Crash, MemoryDisk
 from tests.unit.storage.support import MIB, other_update
 from tests.unit.storage.test_engine import C1, content, flip, write
 
@@ -74,6 +74,37 @@ async def test_what_the_records_do_not_know_changed_nothing(way: str) -> None:
     engine = ChunkEngine(disk.reopen(), "target-1", SpaceBudget(disk, 0))
     assert await content(engine) == b"a" * 200_000
     engine.close()
+
+
+@pytest.mark.parametrize("kept", [NothingKept, NoRecordsKept])
+async def test_power_loss_while_a_patch_gets_into_place(kept: type[Random]) -> None:
+    """At any step: not before its record is durable, and the record stays until that is durable in place."""
+    old, new = b"a" * 200_000, b"a" * 5000 + b"patched" + b"a" * 194_993
+    for step in range(40):
+        disk = MemoryDisk()
+        engine = ChunkEngine(disk, "target-1", SpaceBudget(disk, 0))
+        await write(engine, 0, old)
+        await engine.tidy()
+        await write(engine, 5000, b"patched")
+        disk.crash_after = step
+        ended = False
+        try:
+            for _ in range(3):
+                await engine.tidy()
+            ended = True
+        except Crash:
+            pass
+        disk.crash_after = None
+        disk.lose_power(kept())
+        engine = ChunkEngine(disk.reopen(), "target-1", SpaceBudget(disk, 0))
+        found = await content(engine)
+        assert await engine.verify(C1)
+        assert found == new or (found == old and not ended), step
+        engine.close()
+        if ended:
+            assert step > 3
+            return
+    raise AssertionError("three turns end somewhere")
 
 
 async def test_results_of_what_power_loss_undid_are_forgotten() -> None:

@@ -127,6 +127,7 @@ async def survivor(world: World) -> None:
     kept.start()
     await _serving(world)
     world.undecided += not check_linearizable(load.history, CELLS)
+    await trio.sleep(world.network.weather.patience_max_s)  # connections with what is lost have broken by then
     await check_replicas(world)
 
 

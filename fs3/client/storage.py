@@ -55,6 +55,8 @@ T = TypeVar("T")
 
 ATTEMPT_S = 5.0
 """How long one attempt may take before the next one, besides what its bytes need at SLOWEST_BYTES_PER_S."""
+FIRST_READ_ATTEMPT_S = 1.0
+"""The same of a read that can still go to another replica: a daemon that hangs delays it by no more."""
 SLOWEST_BYTES_PER_S = 8 * 1024 * 1024
 
 SUSPECT_S = 1.0
@@ -121,6 +123,7 @@ class _Batch:
     items: list[tuple[int, int]]
     bytes: int
     in_place: bool
+    attempt_s: float
 
 
 @dataclass(slots=True)
@@ -222,9 +225,12 @@ class StorageClient:
         now = self.env.monotonic()
         batches: list[_Batch] = []
         shared: dict[tuple[int, bool], _Batch] = {}
+        patience: dict[int, float] = {}  # by chain
         for position in pending:
             read = reads[position]
             chain = routing.chains.get(read.chain)
+            if chain is not None and read.chain not in patience:
+                patience[read.chain] = FIRST_READ_ATTEMPT_S if len(chain.serving()) > 1 else ATTEMPT_S
             untried = tried.get(position, frozenset())
             target = self._selector.pick(routing, chain, read.chunk, untried, now) if chain is not None else None
             node = routing.node_of(target) if target is not None else None
@@ -232,6 +238,7 @@ class StorageClient:
                 error = FS3Error(Code.CHAIN_UNAVAILABLE, f"chain {read.chain} has no serving target")
                 failures.append(_Failure(position, 0, error))
                 continue
+            attempt_s = ATTEMPT_S if untried else patience[read.chain]
             size = len(read.into)
             in_place = size >= IN_PLACE_BYTES
             batch = shared.get((node.id, in_place))
@@ -239,8 +246,10 @@ class StorageClient:
             if batch is not None and len(batch.items) < READ_RANGES_MAX and batch.bytes + size <= limit:
                 batch.items.append((position, target))
                 batch.bytes += size
+                batch.attempt_s = max(batch.attempt_s, attempt_s)
                 continue
-            batch = shared[node.id, in_place] = _Batch(node.id, node.address, [(position, target)], size, in_place)
+            batch = _Batch(node.id, node.address, [(position, target)], size, in_place, attempt_s)
+            shared[node.id, in_place] = batch
             batches.append(batch)
         return batches
 
@@ -267,7 +276,7 @@ class StorageClient:
         else:
             into = self._buffers.take(batch.bytes)
         started = self.env.monotonic()
-        attempt_s = 0.0005 if self.env.rare("client.read.impatient") else ATTEMPT_S
+        attempt_s = 0.0005 if self.env.rare("client.read.impatient") else batch.attempt_s
         limit = min(deadline, started + attempt_s + batch.bytes / SLOWEST_BYTES_PER_S)
         try:
             reply, payload = await self._rpc.call_bulk(

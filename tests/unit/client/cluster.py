@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 from fs3.env import Env
-from fs3.errors import FS3Error
+from fs3.errors import Code, FS3Error
 from fs3.ids import NodeKind
 from fs3.routing import Chain, ChainTarget, LocalState, Node, PublicState, RoutingInfo, Target
 
@@ -51,12 +51,13 @@ Answer = Callable[[str, Any, bytes], Awaitable[tuple[Any, bytes]]]
 class FakeRpc:
     """Hands every request to `answer(address, request, payload)`, which returns the reply and its payload.
 
-    scatters: as a connection that can put a payload into several buffers.
+    scatters: as a connection that can put a payload into several buffers. hanging: addresses that do not answer.
     """
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self.scatters = False
+        self.hanging: set[str] = set()
         self.sent: list[tuple[str, Any]] = []
 
     async def call(self, address: str, method: Any, request: Any, *, deadline: float, payload: Any = ()) -> Any:
@@ -67,6 +68,9 @@ class FakeRpc:
         self, address: str, method: Any, request: Any, *, deadline: float, payload: Any = (), into: Any = None
     ) -> Any:
         self.sent.append((address, request))
+        if address in self.hanging:
+            await trio.sleep_until(deadline)
+            raise FS3Error(Code.DEADLINE_EXCEEDED, f"{address} did not answer")
         reply, data = await self._answer(address, request, b"".join(bytes(p) for p in payload))
         if isinstance(into, list):
             if not self.scatters:

@@ -22,7 +22,7 @@ from fs3.api.storage import (
     WriteRequest,
 )
 from fs3.checksum import BLOCK_SIZE, piece_checksums
-from fs3.client.storage import IN_PLACE_BYTES, REQUEST_BYTES, ChunkRead, StorageClient
+from fs3.client.storage import ATTEMPT_S, FIRST_READ_ATTEMPT_S, IN_PLACE_BYTES, REQUEST_BYTES, ChunkRead, StorageClient
 from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId
 from fs3.routing import PublicState
@@ -151,6 +151,24 @@ async def test_a_dead_replica_sends_the_reader_to_another_at_once(autojump_clock
 
 
 @pytest.mark.expects_error_log
+async def test_a_replica_that_hangs_delays_a_reader_little_and_the_last_one_gets_time(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    daemons = Daemons()
+    daemons.chunks[CHUNK] = b"data"
+    daemons.rpc.hanging = {"mem://2"}
+    start = trio.current_time()
+    assert await daemons.read(4) == b"data"
+    assert trio.current_time() - start < 1.5 * FIRST_READ_ATTEMPT_S
+    daemons.rpc.sent.clear()
+    daemons.rpc.hanging = {"mem://1", "mem://2", "mem://3"}
+    daemons.mgmtd.set(routing(2, (PublicState.SERVING, PublicState.OFFLINE, PublicState.OFFLINE)))
+    start = trio.current_time()
+    with pytest.raises(FS3Error):
+        await daemons.client.read([ChunkRead(1, CHUNK, 0, memoryview(bytearray(4)))], deadline=start + ATTEMPT_S - 0.1)
+    assert [address for address, _ in daemons.rpc.sent].count("mem://1") == 1
+
+
 async def test_bytes_that_do_not_match_their_checksum_come_from_another_replica(
     autojump_clock: trio.abc.Clock, caplog: pytest.LogCaptureFixture
 ) -> None:

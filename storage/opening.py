@@ -92,6 +92,8 @@ class Opening:
         if kind == CHUNK:
             record = decode_record(value)
             self._table.add_loaded(ChunkId.unpack(key[1:]), record, value)
+            for version in record.versions():  # whose patches may be in place, and their records deleted
+                self._contents.next_patch = max(self._contents.next_patch, version.last_patch + 1)
             for slot in record.slots():
                 self._use(slot.shift, slot.number)
         elif kind == PATCH:

@@ -9,6 +9,7 @@ import pytest
 from fs3.api.storage import UpdateKind
 from fs3.ids import ChunkId, RequestTag
 from storage.chunk_engine import ChunkEngine
+from storage.records import PATCH
 from storage.space import SpaceBudget
 from tests.unit.storage.memory_disk import Crash, MemoryDisk
 from tests.unit.storage.support import MIB, other_update
@@ -105,6 +106,22 @@ async def test_power_loss_while_a_patch_gets_into_place(kept: type[Random]) -> N
             assert step > 3
             return
     raise AssertionError("three turns end somewhere")
+
+
+async def test_ids_of_patches_that_are_in_place_are_not_used_again() -> None:
+    """A pending patch with the id of one that the committed version has would be taken for a part of it."""
+    disk = MemoryDisk()
+    engine = ChunkEngine(disk, "target-1", SpaceBudget(disk, 0))
+    await write(engine, 0, b"a" * 200_000)
+    await write(engine, 5000, b"patched")
+    for _ in range(3):
+        await engine.tidy()
+    assert not [key for key in disk.stores["target-1/records"].view if key[:1] == PATCH], "it is in place"
+    engine.close()
+    engine = ChunkEngine(disk.reopen(), "target-1", SpaceBudget(disk, 0))
+    await write(engine, 70_000, b"pending", commit=False)
+    assert bytes(await engine.read_whole(C1, pending=False)) == b"a" * 5000 + b"patched" + b"a" * 194_993
+    engine.close()
 
 
 async def test_results_of_what_power_loss_undid_are_forgotten() -> None:

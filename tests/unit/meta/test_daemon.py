@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import trio
 
@@ -14,7 +13,6 @@ from fs3.client.mgmtd import MgmtdClient
 from fs3.env import Env
 from fs3.errors import Code, FS3Error
 from fs3.ids import NodeKind, RequestTag
-from fs3.kv.embedded import EmbeddedEngine
 from fs3.kv.memory import MemoryEngine
 from fs3.routing import LocalState
 from fs3.rpc.client import RpcClient
@@ -49,9 +47,9 @@ async def _start(nursery: trio.Nursery, run: object, *args: object) -> trio.Canc
     return scope
 
 
-async def test_it_waits_for_the_format_then_serves_and_survives_a_restart(tmp_path: Path, autojump_clock: object) -> None:
+async def test_it_waits_for_the_format_then_serves_and_survives_a_restart(autojump_clock: object) -> None:
     env = Env(MemoryTransport(), random.Random(3))
-    engine = EmbeddedEngine.open(tmp_path / "store")
+    engine = MemoryEngine()  # no threads, for which this clock does not wait
     config = MetaConfig(listen=META, mgmtd=(MGMTD,), root_uid=7, root_gid=8)
     async with trio.open_nursery() as nursery:
         await _start(nursery, run_mgmtd, MgmtdConfig(listen=MGMTD), env, MemoryEngine())

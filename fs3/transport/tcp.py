@@ -33,6 +33,8 @@ makes counts as so many."""
 _KEPT_FRAME_MAX = 16 * 1024
 _KEPT_SIZE_MAX = 64 * 1024
 """Of frames that wait for others to leave with: of one, payload included, and of all of them."""
+_KEPT_FRAMES_MAX = 2
+"""Where all of a turn left together, the peer had nothing to do until then, and we nothing until it was done."""
 
 _BACKLOG = 1024
 _UNACKNOWLEDGED_MS_MAX = 20_000
@@ -63,6 +65,7 @@ class TcpConnection(Connection):
         self._drained = True  # the last read took all there was, so the next one would block
         self._taken = 0  # bytes since the last wait
         self._sending = False
+        self._kept_frames = 0
         self._kept: list[Buffer] = []  # whole frames that wait for more
         self._kept_size = 0
         self._turns: deque[trio.lowlevel.Task] = deque()  # wait to send, in order; not empty only while _sending
@@ -90,7 +93,9 @@ class TcpConnection(Connection):
             self._kept.append(head)
             self._kept.extend([bytes(part) for part in payload])  # type: ignore[arg-type]
             self._kept_size += len(head) + length
-            return None if more and self._kept_size < _KEPT_SIZE_MAX else self.flush()
+            self._kept_frames += 1
+            full = self._kept_frames >= _KEPT_FRAMES_MAX or self._kept_size >= _KEPT_SIZE_MAX
+            return None if more and not full else self.flush()
         if self._sending:
             return self._send_in_turn(head, payload)
         if self._kept:
@@ -117,6 +122,7 @@ class TcpConnection(Connection):
         data = self._kept[0] if len(self._kept) == 1 else b"".join(self._kept)
         self._kept.clear()
         self._kept_size = 0
+        self._kept_frames = 0
         sent = 0
         if not self._sending:
             try:

@@ -162,7 +162,7 @@ class FileSystem:
     # Attributes
 
     async def getattr(self, inode: int) -> Attr:
-        await self._drain(inode)  # else the time of the last write would change again when it is sent
+        await self._settle(inode)  # else the time of the last write would change again when it is sent
         return await self._client.getattr(inode)
 
     def _buffered_view(self, attr: Attr) -> Attr:
@@ -185,7 +185,7 @@ class FileSystem:
     ) -> Attr:
         by_handle = handle is not None and self._files.get(handle).file.writable
         if length is not None or mtime_ns is not None:
-            await self._drain(inode)
+            await self._settle(inode)
         try:
             attr = await self._client.setattr(
                 caller, inode, mode=mode, uid=uid, gid=gid, length=length,
@@ -228,7 +228,7 @@ class FileSystem:
         access = _access(flags)
         truncate = bool(flags & os.O_TRUNC)
         if truncate:
-            await self._drain(inode)
+            await self._settle(inode)
         known = self._inodes.get(inode)
         for name in known.names if known is not None and self._removing else ():
             if name in self._removing:
@@ -294,8 +294,8 @@ class FileSystem:
         entry = self._files.get(handle)
         state = entry.file.inode
         buffered = self._buffered.get(state.id) if self._buffered else None
-        if buffered is not None and buffered.pending:
-            await buffered.drain()
+        if buffered is not None:
+            await buffered.before_read()
         left = state.length - offset
         if left <= 0:
             await self._client.getattr(state.id)  # it may have become longer
@@ -365,6 +365,11 @@ class FileSystem:
         known = self._inodes.get(inode)
         if known is not None and known.cache_version == before and after == before + 1:
             known.cache_version = after
+
+    async def _settle(self, inode: int) -> None:
+        buffered = self._buffered.get(inode)
+        if buffered is not None:
+            await buffered.settle()
 
     async def _drain(self, inode: int) -> None:
         buffered = self._buffered.get(inode)

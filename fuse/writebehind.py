@@ -1,8 +1,10 @@
 """Write-behind: writes of one file gather in a buffer and leave as whole chunks, several on their way at once.
 
 What is relaxed against write-through: a write(2) that returned may still be only in this daemon's memory, so that a crash
-of the daemon, or of its machine, loses it. fsync, close, reading the file and truncating it wait until all is sent. An
-error that a buffered write met is raised by the next write, fsync or close, once.
+of the daemon, or of its machine, loses it. fsync, close, truncating the file, reading it and its attributes wait until all
+is sent. An error that a buffered write met is raised by the next write, fsync or close, once; until then reads raise it too,
+so that what was lost is not missing without a word. Nothing else raises or forgets it: a mere look at the file, as by ls,
+must not take it from the writer.
 """
 
 from __future__ import annotations
@@ -75,11 +77,22 @@ class WriteBehind:
             await self._send(size - self._start % size)
 
     async def drain(self) -> None:
-        """Returns once all is sent. Raises the error of any write since the last one raised."""
+        """Returns once all is sent. Raises the error of any write since the last one raised: for those who must be told."""
+        await self.settle()
+        self._raise()
+
+    async def settle(self) -> None:
+        """Returns once all is sent, or failed. An error stays for who drains."""
         while self._buffer:
             await self._send(len(self._buffer))
         await self._wait_all()
-        self._raise()
+
+    async def before_read(self) -> None:
+        """As settle. Raises the error of a lost write, and keeps it."""
+        if self.pending:
+            await self.settle()
+        if self._error is not None:
+            raise FS3Error(self._error.code, self._error.message)
 
     async def _send(self, length: int) -> None:
         """Put the first `length` bytes of the buffer on their way, or what is left of them then."""

@@ -84,6 +84,8 @@ class OwnFileLoad(Load):
         elif kind == "length":
             length = (await fs.getattr(inode)).length
             if length != len(content):
+                if self.write_behind:
+                    await fs.flush(handle)  # raises where a buffered write was lost, which stat does not tell
                 raise SimulationError(f"{what}: {length} bytes long for its writer, not {len(content)}")
         elif kind == "fsync":
             await fs.fsync(handle)

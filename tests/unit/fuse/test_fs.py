@@ -250,6 +250,32 @@ async def test_an_error_of_a_buffered_write_is_told_once(live: Live) -> None:
         await fs.release(opened.handle)
 
 
+async def test_who_looks_at_a_file_takes_no_error_from_its_writer(live: Live) -> None:
+    """An error of a buffered write stays until a write, fsync or close has told it, and no read is silent about it."""
+    async with mount(live, BEHIND) as (fs, client):
+        opened, attr = await fs.create(ROOT, ROOT_INODE, b"f", 0o644, os.O_RDWR | os.O_CREAT)
+
+        async def full(*arguments: object) -> int:
+            raise FS3Error(Code.NO_SPACE, "full")
+
+        client.write = full  # type: ignore[method-assign,assignment]
+        await fs.write(opened.handle, 0, b"x" * CHUNK_SIZE)
+        assert (await fs.getattr(attr.inode)).length == 0, "it was not lost"
+        for _ in range(2):
+            with pytest.raises(FS3Error) as caught:
+                await fs.read(opened.handle, 0, 10)
+            assert caught.value.code is Code.NO_SPACE
+        await fs.setattr(ROOT, attr.inode, length=5, mtime_ns=7, handle=opened.handle)
+        other = await fs.open(ROOT, attr.inode, os.O_RDONLY | os.O_TRUNC)
+        await fs.flush(other.handle)
+        await fs.release(other.handle)
+        with pytest.raises(FS3Error) as caught:
+            await fs.flush(opened.handle)
+        assert caught.value.code is Code.NO_SPACE
+        assert bytes(await fs.read(opened.handle, 0, 10)) == b""
+        await fs.release(opened.handle)
+
+
 async def test_a_hot_block_goes_to_the_kernel_unless_the_file_is_open_for_writing(live: Live) -> None:
     async with mount(live) as (fs, _):
         stored: list[tuple[int, int, bytes]] = []

@@ -49,7 +49,10 @@ class StorageConfig:
     targets_per_disk: int = option(4, help="targets made on a fresh disk", at_least=1, at_most=99)
     reserve_bytes: int = option(256 * _MIB, help="space kept free on each disk", unit="bytes", at_least=0)
     resync_rate_bytes: int = option(
-        128 * _MIB, help="bytes a second, at most, that a target sends to one that came back; 0: no limit", unit="bytes", at_least=0
+        128 * _MIB,
+        help="bytes a second, at most, that a target sends to one that came back; 0: no limit",
+        unit="bytes",
+        at_least=0,
     )
     scrub_period_ms: int = option(
         168 * 3_600_000,

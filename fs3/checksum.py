@@ -6,7 +6,6 @@ block has its CRC32C (RFC 3720, appendix B.4). `combine` joins the checksums of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 from crc32c import crc32c as _crc32c
@@ -42,14 +41,6 @@ def piece_checksums(data: Buffer, offset: int) -> tuple[int, ...]:
     if len(view) <= first:
         return (_crc32c(view),) if len(view) else ()
     return (_crc32c(view[:first]), *block_checksums(view[first:]))
-
-
-def range_checksum(parts: Sequence[Buffer]) -> int:
-    """The CRC32C of the concatenation of `parts`."""
-    value = 0
-    for part in parts:
-        value = _crc32c(part, value)
-    return value
 
 
 def combine(first: int, second: int, second_length: int) -> int:

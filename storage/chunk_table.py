@@ -67,7 +67,6 @@ class ChunkTable:
         self.unstable: dict[ChunkId, Record] = {}
         self.patched: dict[ChunkId, Record] = {}
         self.patch_bytes = 0
-        self.unstable_bytes = 0  # written since the last full sync began, about
         self.deferred_bytes = 0
         self.removed_seq = 0
         self._deferred: deque[tuple[int, Slot]] = deque()

@@ -231,14 +231,14 @@ class StorageClient:
             chain = routing.chains.get(read.chain)
             if chain is not None and read.chain not in patience:
                 patience[read.chain] = FIRST_READ_ATTEMPT_S if len(chain.serving()) > 1 else ATTEMPT_S
-            untried = tried.get(position, frozenset())
-            target = self._selector.pick(routing, chain, read.chunk, untried, now) if chain is not None else None
+            avoided = tried.get(position, frozenset())
+            target = self._selector.pick(routing, chain, read.chunk, avoided, now) if chain is not None else None
             node = routing.node_of(target) if target is not None else None
             if target is None or node is None:
                 error = FS3Error(Code.CHAIN_UNAVAILABLE, f"chain {read.chain} has no serving target")
                 failures.append(_Failure(position, 0, error))
                 continue
-            attempt_s = ATTEMPT_S if untried else patience[read.chain]
+            attempt_s = ATTEMPT_S if avoided else patience[read.chain]
             size = len(read.into)
             in_place = size >= IN_PLACE_BYTES
             batch = shared.get((node.id, in_place))

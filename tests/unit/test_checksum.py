@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fs3.checksum import BLOCK_SIZE, block_checksums, combine, crc32c, piece_checksums, range_checksum, replaced
+from fs3.checksum import BLOCK_SIZE, block_checksums, combine, crc32c, piece_checksums, replaced
 
 
 def slow_crc32c(data: bytes) -> int:
@@ -34,7 +34,7 @@ def test_against_the_slow_one(data: bytes) -> None:
 
 @given(st.binary(max_size=100), st.binary(max_size=100))
 def test_combine_against_direct_computing(a: bytes, b: bytes) -> None:
-    assert combine(crc32c(a), crc32c(b), len(b)) == crc32c(a + b) == crc32c(b, crc32c(a)) == range_checksum([a, b])
+    assert combine(crc32c(a), crc32c(b), len(b)) == crc32c(a + b) == crc32c(b, crc32c(a))
 
 
 @given(st.binary(max_size=50), st.binary(max_size=50), st.binary(max_size=50), st.integers(0, 2**32))

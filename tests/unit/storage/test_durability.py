@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from fs3.api.storage import UpdateKind
+from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId, RequestTag
 from storage.chunk_engine import ChunkEngine
+from storage.disk_linux import LinuxDisk
 from storage.records import PATCH
 from storage.space import SpaceBudget
 from tests.unit.storage.memory_disk import Crash, MemoryDisk
@@ -166,6 +170,26 @@ async def test_a_process_crash_falls_back_to_nothing() -> None:
     assert not await engine.verify(C1)
     assert engine.dump(None, None, 1)[0][0].version == 2
     engine.close()
+
+
+async def test_a_sync_that_failed_never_succeeds_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system forgets pages that it could not write: that a later fsync succeeds says nothing of them."""
+    disk = LinuxDisk(str(tmp_path / "disk"))
+    engine = ChunkEngine(disk, "target-1", SpaceBudget(disk, 0))
+    await write(engine, 0, b"a" * 200_000)
+
+    def broken(fd: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fdatasync", broken)
+        with pytest.raises(FS3Error, match="broken") as found:
+            await engine.sync([C1])
+        assert found.value.code is Code.DISK_FAILED
+    with pytest.raises(FS3Error, match="broken"):
+        await engine.sync([C1])
+    engine.close()
+    disk.close()
 
 
 async def test_a_sync_touches_only_what_it_is_for() -> None:

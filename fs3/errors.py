@@ -24,6 +24,8 @@ class Code(IntEnum):
     NO_ROUTING = 203
     ALREADY_FORMATTED = 204
     BAD_PLACEMENT = 205
+    BAD_PLAN = 206
+    TABLE_IN_USE = 207
     # 3xx: metadata
     NOT_FOUND = 300
     EXISTS = 301

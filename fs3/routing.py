@@ -89,12 +89,24 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A chain table: the chains that the files of a directory tree are spread over."""
+    """A chain table: the chains that the files of a directory tree are spread over.
+
+    It only grows: version v has the first lengths[v - 1] chains, and files made at that version stay on those.
+    replicas: how many targets each chain is meant to have.
+    """
 
     id: int
     version: int
     chains: tuple[int, ...]
     replicas: int
+    lengths: tuple[int, ...] = ()
+    """Empty for a table of one version."""
+
+    def chains_at(self, version: int) -> tuple[int, ...] | None:
+        """The chains of files that were made at a version; None for a version newer than this table."""
+        if version > self.version:
+            return None
+        return self.chains[: self.lengths[version - 1]] if 1 <= version <= len(self.lengths) else self.chains
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +121,16 @@ class Target:
     local: LocalState
     capacity: int
     used: int
+    retired: bool = False
+    """It has left its chain, and its daemon is to throw away what it holds; in no chain until that is done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A daemon of the cluster. kind: ids.NodeKind. address: `scheme://host:port`. alive: has a running lease."""
+    """A daemon of the cluster. kind: ids.NodeKind. address: `scheme://host:port`. alive: has a running lease.
+
+    tags: of its configuration; `rack=NAME` names its failure domain. drained: it is to get no more targets.
+    """
 
     id: int
     kind: int
@@ -122,6 +139,7 @@ class Node:
     alive: bool
     incarnation: int
     tags: tuple[str, ...] = ()
+    drained: bool = False
 
 
 @dataclass(frozen=True, slots=True)

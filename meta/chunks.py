@@ -57,9 +57,11 @@ class RoutedChunks:
 
     def _table(self, layout: FileLayout) -> tuple[int, ...]:
         table = self._routing().tables.get(layout.table)
-        if table is None:
-            raise FS3Error(Code.NO_ROUTING, f"chain table {layout.table} is not in the routing info")
-        return table.chains
+        chains = table.chains_at(layout.table_version) if table is not None else None
+        if chains is None:
+            what = f"version {layout.table_version} of chain table {layout.table}"
+            raise FS3Error(Code.NO_ROUTING, f"{what} is not in the routing info")
+        return chains
 
     async def remove(self, inode: int, layout: FileLayout, bound: int, *, deadline: float) -> None:
         async def one(chain: int) -> None:

@@ -65,8 +65,7 @@ from ..checksum import Buffer
 from ..env import Env
 from ..errors import Code, FS3Error
 from ..ids import ChunkId, RequestTag
-from ..layout import FILE_LENGTH_MAX, Extent, split
-from ..routing import Table
+from ..layout import FILE_LENGTH_MAX, Extent, FileLayout, split
 from .each import each
 from .inode import OpenInode
 from .meta import MetaClient
@@ -303,17 +302,17 @@ class FileClient:
         layout = attr.layout
         if attr.kind is not FileKind.FILE or layout is None:
             raise FS3Error(Code.INVALID, f"inode {attr.inode} is no regular file")
-        table = self._mgmtd.routing.tables.get(layout.table)
+        table = self._table(layout)
         if table is None:
             try:
-                table = await self._table(layout.table)
+                table = await self._table_when_known(layout)
             except BaseException:
                 if session:
                     self.releases.add(attr.inode, session)
                 raise
         state = self._inodes.get(attr.inode)
         if state is None:
-            state = self._inodes[attr.inode] = OpenInode(attr, table.chains, fresh=created)
+            state = self._inodes[attr.inode] = OpenInode(attr, table, fresh=created)
         elif truncated:
             state.truncated(attr)
         else:
@@ -560,13 +559,17 @@ class FileClient:
 
     # Layout
 
-    async def _table(self, number: int) -> Table:
-        """A chain table, once routing knows it."""
+    def _table(self, layout: FileLayout) -> tuple[int, ...] | None:
+        """The chains of a file's table as of the file's making; None where routing does not know them yet."""
+        table = self._mgmtd.routing.tables.get(layout.table)
+        return table.chains_at(layout.table_version) if table is not None else None
+
+    async def _table_when_known(self, layout: FileLayout) -> tuple[int, ...]:
         with trio.move_on_after(IO_S):
             while True:
-                routing = self._mgmtd.routing
-                table = routing.tables.get(number)
+                version = self._mgmtd.routing.version
+                table = self._table(layout)
                 if table is not None:
                     return table
-                await self._mgmtd.wait_change(routing.version)
-        raise FS3Error(Code.NO_ROUTING, f"chain table {number} is unknown")
+                await self._mgmtd.wait_change(version)
+        raise FS3Error(Code.NO_ROUTING, f"version {layout.table_version} of chain table {layout.table} is unknown")

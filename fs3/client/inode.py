@@ -52,7 +52,7 @@ class OpenInode:
     # Invariants: reported <= changes; end <= length where end_version == attr.truncate_version; handles >= 1 while in use.
 
     def __init__(self, attr: Attr, table: tuple[int, ...], fresh: bool) -> None:
-        """table: the chains of the file's chain table. fresh: the file was just made, it has no content."""
+        """table: the chains of the file's table, as of its making. fresh: the file was just made, it has no content."""
         layout = attr.layout
         assert layout is not None, f"inode {attr.inode} has no layout"
         self.id = attr.inode

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from fs3.ids import NodeKind
-from fs3.routing import EMPTY, Chain, ChainTarget, LocalState, Node, PublicState, RoutingInfo, Target
+from fs3.routing import EMPTY, Chain, ChainTarget, LocalState, Node, PublicState, RoutingInfo, Table, Target
 
 S, Y, W, L, O = PublicState.SERVING, PublicState.SYNCING, PublicState.WAITING, PublicState.LASTSRV, PublicState.OFFLINE  # noqa: E741
 
@@ -55,3 +55,10 @@ def test_a_chain_is_as_large_as_its_smallest_serving_target() -> None:
     targets = {t: Target(t, t, 1, 1, LocalState.UPTODATE, capacity, used) for t, (capacity, used) in sizes.items()}
     chains = {7: chain(S, S, O), 8: chain(L, O)}
     assert RoutingInfo(1, "c", chains, {}, targets, {}).capacity() == (80, 9)
+
+
+def test_a_table_that_grew_keeps_the_chains_of_older_files() -> None:
+    table = Table(1, 3, (1, 2, 3, 4, 5), 2, (2, 4, 5))
+    assert [table.chains_at(version) for version in (1, 2, 3)] == [(1, 2), (1, 2, 3, 4), (1, 2, 3, 4, 5)]
+    assert table.chains_at(4) is None, "routing that is older than a file's layout must not be guessed from"
+    assert Table(1, 1, (1, 2), 2).chains_at(1) == (1, 2)

@@ -2,6 +2,8 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Tests run in so many processes; those with real daemons all in one of them.
+WORKERS ?= 2
 
 .PHONY: help run test lint type sim soak bench bench-storage image clean
 
@@ -23,7 +25,7 @@ run:
 
 test:
 	@scripts/prepare $(VENV) test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 lint: type
 	$(BIN)/ruff check .

@@ -93,7 +93,15 @@ def victims(_victims: Victims) -> harness.Cluster:
     return _victims.get()
 
 
+_MACHINE = ("tests/process/", "tests/posix/")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with real daemons or mounts run one after the other, in one worker, beside all others."""
+    for item in items:
+        if item.nodeid.startswith(_MACHINE) or "fuse" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("machine"))
     if not harness.SOAK:
         for item in items:
             if item.get_closest_marker("soak") is not None:

@@ -18,8 +18,9 @@ from fs3.kv.base import KVEngine
 from fs3.kv.registry import open_engine
 from fs3.rpc.server import RpcServer
 
-from .cluster import FIRST_CLIENT, Timing
+from .cluster import Timing
 from .service import Me, MgmtdService
+from .state import FIRST_CLIENT
 from .store import Store
 
 _LEVELS = ("debug", "info", "warning", "error")

@@ -38,8 +38,9 @@ from fs3.ids import NodeKind
 from fs3.routing import Node
 from fs3.rpc.server import Call, RpcServer
 
-from .cluster import Change, Cluster, Timing
+from .cluster import Cluster, Timing
 from .lease import PrimaryLease
+from .state import Change
 from .store import Store
 
 logger = logging.getLogger("fs3.mgmtd.service")
@@ -225,6 +226,8 @@ class MgmtdService:
                 kind = NodeKind(node.kind).name.lower()
                 logger.info("%s node %d at %s is %s", kind, number, node.address, "alive" if node.alive else "dead")
         for chain in change.chains.values():
+            if chain is None:
+                continue
             states = " ".join([f"{t.target}:{t.state.name.lower()}" for t in chain.targets])
             logger.info("chain %d version %d: %s", chain.id, chain.version, states)
             if chain.head() is None:

@@ -5,13 +5,13 @@
 | MGow               | lease.Owner: who is primary; changes at each take-over                                 |
 | MGrn               | how often the lease was renewed, 8 bytes; apart from MGow, so that renewals conflict   |
 |                    | with no commit                                                                         |
-| MGhd               | cluster.Head: revision, routing version, cluster id, next client id                    |
+| MGhd               | state.Head: revision, routing version, cluster id, next client id                    |
 | MGcf               | api.ClusterConfigReply: what was chosen at format; absent before                       |
 | MGch, chain id     | routing.Chain                                                                          |
 | MGtb, table id     | routing.Table                                                                          |
 | MGtg, target id    | routing.Target; its local state and fill level as of some routing version              |
 | MGnd, node id      | routing.Node                                                                           |
-| MGcl, client id    | cluster.ClientRecord                                                                   |
+| MGcl, client id    | state.ClientRecord                                                                   |
 
 Values are in the wire format (fs3.wire.codec), hence may get fields at their end. Every commit reads MGow and MGhd and
 fails where the epoch or the revision is not what this primary knows: one that was deposed can change nothing.
@@ -29,8 +29,8 @@ from fs3.kv.keys import key, prefix_range
 from fs3.routing import Chain, Node, Table, Target
 from fs3.wire.codec import decode, encode
 
-from .cluster import FIRST_CLIENT, Change, ClientRecord, Head, Saved
 from .lease import Owner, PrimaryLease, Record
+from .state import FIRST_CLIENT, Change, ClientRecord, Head, Saved
 
 T = TypeVar("T")
 

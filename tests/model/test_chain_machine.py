@@ -14,7 +14,8 @@ from fs3.api.mgmtd import FormatRequest, HeartbeatRequest, RegisterRequest, Targ
 from fs3.errors import Code, FS3Error
 from fs3.ids import NodeKind
 from fs3.routing import Chain, LocalState, PublicState
-from mgmtd.cluster import FIRST_CLIENT, Change, Cluster, Head, Saved, Timing
+from mgmtd.cluster import Cluster, Timing
+from mgmtd.state import FIRST_CLIENT, Change, Head, Saved
 
 NODES = (1, 2, 3)
 NODE = st.sampled_from(NODES)

@@ -17,7 +17,8 @@ from fs3.api.mgmtd import (
 from fs3.errors import Code, FS3Error
 from fs3.ids import NodeKind
 from fs3.routing import LocalState, PublicState
-from mgmtd.cluster import FIRST_CLIENT, Change, Cluster, Head, Saved, Timing
+from mgmtd.cluster import Cluster, Timing
+from mgmtd.state import FIRST_CLIENT, Change, Head, Saved
 
 T = TypeVar("T")
 TIMING = Timing(lease_ms=1000, client_lease_ms=3000, forget_client_ms=60_000)

@@ -20,6 +20,7 @@ from fs3.kv.memory import MemoryEngine
 from fs3.testing.kv import CHECKS, check_kv
 from fs3.testing.kv_kit import Check, Store
 from fs3.transport.memory import MemoryTransport
+from tests.process.shared_store import SharedEngine, StoreServer
 
 CLUSTER_FILE = "FS3_TEST_FDB_CLUSTER_FILE"
 
@@ -58,6 +59,20 @@ async def embedded(path: Path) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
+async def shared(path: Path) -> AsyncIterator[Store]:
+    """The fixture by which tests share a store between processes; server and client in this one."""
+    clock = Clock()
+    served = EmbeddedEngine.open(path / "kv", clock)
+    engine = SharedEngine(path / "socket")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(StoreServer(served).serve, path / "socket")
+        yield Store(engine, env(), clock.pass_time)
+        await engine.aclose()
+        nursery.cancel_scope.cancel()
+    await served.aclose()
+
+
+@asynccontextmanager
 async def foundationdb(_path: Path) -> AsyncIterator[Store]:
     """A key space of its own in a live cluster, removed afterwards."""
     cluster_file = os.environ[CLUSTER_FILE]
@@ -79,6 +94,7 @@ NO_CLUSTER = pytest.mark.skipif(
 ENGINES = [
     pytest.param(memory, id="memory"),
     pytest.param(embedded, id="embedded"),
+    pytest.param(shared, id="shared"),
     pytest.param(foundationdb, id="foundationdb", marks=NO_CLUSTER),
 ]
 

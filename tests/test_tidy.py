@@ -18,7 +18,17 @@ FILE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 72
 
 PURE = {
-    "fs3": ("ids.py", "errors.py", "layout.py", "routing.py", "checksum.py", "wire/*.py", "api/*.py", "client/selection.py"),
+    "fs3": (
+        "ids.py",
+        "errors.py",
+        "layout.py",
+        "routing.py",
+        "checksum.py",
+        "wire/*.py",
+        "api/*.py",
+        "client/selection.py",
+        "placement/*.py",
+    ),
     "mgmtd": ("chains.py", "cluster.py", "draft.py", "lease.py", "placement.py", "state.py"),
     "meta": ("schema.py", "acl.py", "fsck.py"),
     "storage": (

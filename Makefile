@@ -5,7 +5,7 @@ ARGS ?=
 # Tests run in so many processes; those with real daemons all in one of them.
 WORKERS ?= 2
 
-.PHONY: help run test lint type sim soak bench bench-storage image clean
+.PHONY: help run test lint type sim soak pjdfstest bench bench-storage image clean
 
 help:
 	@echo "make run     install what is missing, run a cluster here and mount it at ./mnt (ARGS: see 'fs3 up --help')"
@@ -14,6 +14,7 @@ help:
 	@echo "make type    types only"
 	@echo "make sim     run simulated clusters under faults: SEEDS=n of each shape, or SEED=n SHAPE=name [PLAN=file or text] to see one again"
 	@echo "make soak    the long tests of faults, then simulations from a random seed on until stopped; what fails goes into failures.txt"
+	@echo "make pjdfstest  the POSIX test suite on a mount, as root: PJDFSTEST=folder of a copy of github.com/pjd/pjdfstest"
 	@echo "make bench   compare with JuiceFS on this machine (ARGS: see tests/bench/compare.py --help)"
 	@echo "make bench-storage  throughput of the storage service alone (ARGS: see tests/bench/storage.py --help)"
 	@echo "make image   build the container image fs3:latest"
@@ -44,6 +45,10 @@ soak:
 	@scripts/prepare $(VENV) test
 	FS3_SOAK=1 $(BIN)/python -m pytest -m process $(addprefix tests/process/test_,storage_faults.py disk_faults.py crash_all.py failover.py)
 	$(BIN)/python -m tests.sim --first 0 --seeds 1000000000 --keep-going --failures failures.txt $(if $(SHAPE),--shape $(SHAPE)) $(ARGS)
+
+pjdfstest:
+	@scripts/prepare $(VENV) test
+	$(BIN)/python -m tests.posix.pjdfstest $(if $(PJDFSTEST),--suite $(PJDFSTEST)) $(ARGS)
 
 bench:
 	@scripts/prepare $(VENV) test

@@ -27,6 +27,14 @@ from .client import FLAG_RELAYED
 
 logger = logging.getLogger("fs3.rpc.server")
 
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A reply that a handler has encoded already: for those that go to many callers alike."""
+
+    body: bytes
+
+
 Handler = Callable[[Any, "Call"], Awaitable[Any]]
 
 _IDLE_WORKERS_MAX = 16
@@ -49,20 +57,21 @@ class ServerLimits:
 class Call:
     """A request as its handler sees it. deadline: env.monotonic() seconds; the handler is cancelled then."""
 
-    __slots__ = ("_connection", "counted", "deadline", "frame", "parts", "peer", "release")
+    __slots__ = ("_session", "counted", "deadline", "frame", "later", "parts", "peer", "release")
 
-    def __init__(self, connection: Connection, frame: Frame, deadline: float) -> None:
-        self.peer = connection.peer
+    def __init__(self, session: _Session, frame: Frame, deadline: float) -> None:
+        self.peer = session.connection.peer
         self.deadline = deadline
         self.frame = frame
         self.parts: Sequence[Part] = ()
         self.release: Callable[[], None] | None = None
         self.counted: int | None = None  # bytes that count against the connection's limits; None: the call does not
-        self._connection = connection
+        self.later: Later | None = None
+        self._session = session
 
     async def payload(self) -> memoryview:
         """The request's bulk data; empty where it has none."""
-        return await self._connection.fetch(self.frame)
+        return await self._session.connection.fetch(self.frame)
 
     def reply_payload(self, parts: Sequence[Part], release: Callable[[], None] | None = None) -> None:
         """Bulk data for the reply, once per call. release is called once, after it was sent or dropped."""
@@ -71,6 +80,50 @@ class Call:
         size = sum([len(part) for part in parts])
         assert size <= PAYLOAD_SIZE_MAX, f"reply payload of {size} bytes"
         self.parts = parts
+
+    def reply_later(self) -> Later:
+        """The call is answered by whoever holds the result, which the handler must also return.
+
+        For questions that wait for news, thousands at once: they take no task, and their deadline is the holder's affair.
+        """
+        assert self.later is None and not self.parts and self.release is None
+        self.later = Later(self._session, self.frame, self.counted)
+        return self.later
+
+
+class Later:
+    """A call that waits for its answer without a task."""
+
+    __slots__ = ("_counted", "_method", "_request_id", "_session")
+
+    def __init__(self, session: _Session, frame: Frame, counted: int | None) -> None:
+        self._session = session
+        self._method = frame.method
+        self._request_id = frame.request_id
+        self._counted = counted
+
+    @property
+    def gone(self) -> bool:
+        """Nobody waits any more: the connection has ended."""
+        return self._session.ended
+
+    def reply(self, answer: Any) -> None:
+        """Answer, once: a message, Encoded, or an FS3Error. Waits for nobody; what cannot be sent at once is sent by the
+        connection's own tasks, within the server's time for replies, and dropped with the connection."""
+        session = self._session
+        if session.ended:
+            return
+        kind = Kind.ERROR if isinstance(answer, FS3Error) else Kind.REPLY
+        frame = Frame(kind, self._method, 0, self._request_id, 0, _body(answer))
+        try:
+            rest = session.connection.start_send(frame)
+            if rest is not None:
+                session.send_rest(rest)
+        except FS3Error as error:
+            logger.debug("reply to %s dropped: %s", session.connection.peer, error)
+        finally:
+            if self._counted is not None:
+                session.count(-1, -self._counted)
 
 
 class RpcServer:
@@ -82,7 +135,7 @@ class RpcServer:
         self.handlers: dict[int, tuple[Method[Any, Any], Handler]] = {}
         self.handle(PING, _ping)
 
-    def handle(self, method: Method[Req, Rep], handler: Callable[[Req, Call], Awaitable[Rep]]) -> None:
+    def handle(self, method: Method[Req, Rep], handler: Callable[[Req, Call], Awaitable[Rep | Encoded | Later]]) -> None:
         """Let `handler` answer requests of `method`. What it raises goes to the caller: FS3Error as it is, else INTERNAL."""
         assert method.id not in self.handlers, f"two handlers for {method.name}"
         self.handlers[method.id] = (method, handler)
@@ -120,13 +173,26 @@ class _Session:
             async with trio.open_nursery() as self._nursery:
                 self._wake(None)
         finally:
+            self.ended = True
             with trio.CancelScope(shield=True):
                 await self.connection.aclose()
+
+    def send_rest(self, rest: Awaitable[None]) -> None:
+        """Send what a reply could not send at once."""
+        assert self._nursery is not None and not self.ended
+        self._nursery.start_soon(self._send_rest, rest)
+
+    async def _send_rest(self, rest: Awaitable[None]) -> None:
+        try:
+            with trio.move_on_after(self.server.limits.reply_timeout_ms / 1000):
+                await rest
+        except FS3Error as error:
+            logger.debug("reply to %s dropped: %s", self.connection.peer, error)
 
     def admit(self, frame: Frame) -> Call:
         """Take a received frame into account."""
         deadline = self.server.env.monotonic() + frame.timeout_ms / 1000
-        call = Call(self.connection, frame, deadline)
+        call = Call(self, frame, deadline)
         if not frame.flags & FLAG_RELAYED:
             self.count(1, frame.payload_length)
             call.counted = frame.payload_length
@@ -276,6 +342,9 @@ class _Worker:
                 await connection.aclose()
                 return
             kind, body = await self._handle(call)
+            if body is None:
+                call.counted = None  # it goes on counting until it is answered
+                return
             parts = call.parts if kind is Kind.REPLY else ()
             if parts and call.counted is not None:
                 size = sum([len(part) for part in parts])
@@ -299,16 +368,15 @@ class _Worker:
             if call.release is not None:
                 call.release()
 
-    async def _handle(self, call: Call) -> tuple[Kind, bytes]:
-        """The kind and the body of the reply."""
+    async def _handle(self, call: Call) -> tuple[Kind, bytes | None]:
+        """The kind and the body of the reply; no body where it comes later."""
         found = self._session.server.handlers.get(call.frame.method)
         if found is None:
             return Kind.ERROR, encode(ErrorBody.of(FS3Error(Code.UNKNOWN_METHOD, f"method {call.frame.method}")))
         method, handler = found
         try:
-            body = encode(await handler(decode(method.request, call.frame.body), call))
-            assert len(body) <= BODY_SIZE_MAX, f"reply of {len(body)} bytes"
-            return Kind.REPLY, body
+            reply = await handler(decode(method.request, call.frame.body), call)
+            return Kind.REPLY, None if type(reply) is Later else _body(reply)
         except FS3Error as error:
             return Kind.ERROR, encode(ErrorBody.of(error))
         except Exception as error:
@@ -317,6 +385,14 @@ class _Worker:
                 logger.exception("%s from %s failed unexpectedly", method.name, call.peer)
                 inner = FS3Error(Code.INTERNAL, f"{method.name}: {type(error).__name__}: {error}")
             return Kind.ERROR, encode(ErrorBody.of(inner))
+
+
+def _body(answer: Any) -> bytes:
+    if type(answer) is Encoded:
+        return answer.body
+    body = encode(ErrorBody.of(answer) if isinstance(answer, FS3Error) else answer)
+    assert len(body) <= BODY_SIZE_MAX, f"reply of {len(body)} bytes"
+    return body
 
 
 @types.coroutine

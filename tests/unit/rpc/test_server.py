@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ import trio.testing
 
 from fs3.api.common import PING, STATUS, Empty, Method
 from fs3.errors import Code, FS3Error
-from fs3.rpc.server import Call, ServerLimits
+from fs3.rpc.server import Call, Encoded, Later, ServerLimits
 from fs3.wire.codec import encode
 from fs3.wire.frame import Frame, Kind
 
@@ -252,3 +253,53 @@ async def test_no_task_is_left(autojump_clock: Clock, break_it: str) -> None:
             w.serving.cancel()
         await trio.testing.wait_all_tasks_blocked()
         assert before() < many - 5, "the connection's workers must leave with it"
+
+
+async def test_an_answer_given_later_takes_no_task(autojump_clock: Clock) -> None:
+    """It counts against the connection's limit until it is given, and others are answered meanwhile."""
+    waiting: list[Later] = []
+
+    async def wait(request: Number, call: Call) -> Later:
+        waiting.append(call.reply_later())
+        return waiting[-1]
+
+    async with world(ServerLimits(requests_max=3)) as w:
+        w.server.handle(WORK, wait)
+        results: list[object] = []
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                call = functools.partial(w.client.call, ADDRESS, WORK, Number(number), deadline=w.after(10))
+                nursery.start_soon(outcome_of, call, results)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(waiting) == 3 and not results
+            nursery.start_soon(outcome_of, lambda: w.echo(7), results)
+            await trio.sleep(0.1)
+            assert not results, "the limit is reached"
+            waiting[0].reply(Number(10))
+            waiting[1].reply(Encoded(encode(Number(11))))
+            await trio.sleep(0.1)
+            waiting[2].reply(FS3Error(Code.NOT_FOUND, "x"))
+        assert sorted(results[:-1], key=str) == [7, Number(10), Number(11)] and results[-1] is Code.NOT_FOUND
+
+
+async def test_an_answer_that_comes_after_the_connection_is_dropped(autojump_clock: Clock) -> None:
+    waiting: list[Later] = []
+
+    async def wait(request: Number, call: Call) -> Later:
+        waiting.append(call.reply_later())
+        return waiting[-1]
+
+    async with world() as w:
+        w.server.handle(WORK, wait)
+        results: list[object] = []
+        async with trio.open_nursery() as nursery:
+            call = functools.partial(w.client.call, ADDRESS, WORK, Number(1), deadline=w.after(10))
+            nursery.start_soon(outcome_of, call, results)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not waiting[0].gone
+            await w.network.connections[0].aclose()
+        assert results == [Code.CONNECTION_LOST]
+        await trio.testing.wait_all_tasks_blocked()
+        assert waiting[0].gone
+        waiting[0].reply(Number(1))
+        assert await w.echo(1) == 1

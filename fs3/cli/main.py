@@ -5,79 +5,24 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 import trio
-from rich.console import Console
 
-from ..config import parse_size
 from ..daemon import EXIT_CONFIG, EXIT_ERROR, EXIT_OK, version
-from ..errors import Code, ConfigError, FS3Error
+from ..errors import Code, FS3Error
 from . import access, formatting, mounting
 from . import recovery as recoveries
 from . import status as status_report
 from . import up as cluster
+from .admin import admin
 from .detach import detached
 from .folder import DataFolder
+from .options import addresses, console, data_option, folder, mgmtd_option, say, size
 from .supervisor import Supervised
-
-_WIDTH_OF_PIPES = 200
-
-
-def size(text: str) -> int:
-    """A number of bytes such as 64KiB."""
-    try:
-        return parse_size(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r}: expected a size such as 1MiB or 65536") from None
-
-
-def folder(text: str) -> Path:
-    """A path, made absolute without following links."""
-    return Path(os.path.abspath(text))
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        _nobody_reads()
-
-
-def console() -> Console:
-    """Where output goes: with colours on a terminal, wide and without colours in a pipe."""
-    return _Console(width=None if sys.stdout.isatty() else _WIDTH_OF_PIPES, highlight=False)
-
-
-def say(line: str) -> None:
-    """One line of progress, with the time of day."""
-    try:
-        click.echo(f"{time.strftime('%H:%M:%S')} {line}")
-    except BrokenPipeError:
-        _nobody_reads()
-
-
-def _nobody_reads() -> None:
-    """The reader of our output is gone, as in `fs3 up | head`: a cluster that runs must not stop because of that."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
-
-
-data_option = click.option(
-    "--data",
-    type=folder,
-    metavar="DIR",
-    default="./data",
-    show_default=True,
-    envvar="FS3_DATA",
-    help="The cluster's data folder.",
-)
-mgmtd_option = click.option(
-    "--mgmtd", metavar="ADDR[,ADDR...]", help="Management daemons, such as tcp://10.0.0.1:7000, instead of --data."
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -263,17 +208,7 @@ def umount(mount_point: Path, lazy: bool) -> None:
     mounting.umount(mount_point, lazy=lazy)
 
 
-def addresses(data: Path, mgmtd: str | None) -> tuple[str, ...]:
-    """The management daemons' addresses, as given or as the data folder says."""
-    if mgmtd is not None:
-        found = tuple(part.strip() for part in mgmtd.split(",") if part.strip())
-        if not found or not all("://" in address for address in found):
-            raise ConfigError(f"--mgmtd: expected addresses such as tcp://127.0.0.1:7000, found {mgmtd!r}")
-        return found
-    cluster_folder = DataFolder(data)
-    if not cluster_folder.exists():
-        raise ConfigError(f"{data}: no fs3 data here; give --data or --mgmtd")
-    return cluster_folder.mgmtd()
+cli.add_command(admin)
 
 
 def guarded(act: Callable[[], Any]) -> int:

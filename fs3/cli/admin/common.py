@@ -53,10 +53,12 @@ AT_ONCE_MAX = 64
 class Cluster:
     """A running cluster as seen by one command, with routing loaded."""
 
-    def __init__(self, env: Env, rpc: RpcClient, mgmtd: MgmtdClient) -> None:
+    def __init__(self, env: Env, rpc: RpcClient, mgmtd: MgmtdClient, addresses: Sequence[str]) -> None:
+        """addresses: of all mgmtd daemons, as the operator gave them."""
         self.env = env
         self.rpc = rpc
         self.mgmtd = mgmtd
+        self.addresses = tuple(addresses)
 
     @property
     def routing(self) -> RoutingInfo:
@@ -97,6 +99,14 @@ class Cluster:
                 nursery.start_soon(one, node)
         return dict(sorted(answers.items()))
 
+    async def reload(self) -> RoutingInfo:
+        """Fetch all routing info anew, with what is told only to who asks: how full targets are."""
+        fresh = MgmtdClient(self.env, self.rpc, self.addresses)
+        await fresh.refresh(0, timeout_ms=int(MGMTD_TIMEOUT_S * 1000))
+        if fresh.routing.version:
+            self.mgmtd = fresh
+        return self.routing
+
     def living(self, kind: NodeKind) -> tuple[Node, ...]:
         """The living daemons of a kind, by id. Raises CONNECT_FAILED where there is none."""
         nodes = self.routing.nodes_of(kind)
@@ -113,7 +123,7 @@ async def cluster(mgmtd: Sequence[str], timeout_s: float = MGMTD_TIMEOUT_S) -> A
         await client.refresh(0, timeout_ms=int(timeout_s * 1000))
         if not client.routing.version:
             raise FS3Error(Code.CONNECT_FAILED, f"no management daemon answers at {', '.join(mgmtd)}")
-        yield Cluster(env, rpc, client)
+        yield Cluster(env, rpc, client, mgmtd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +138,11 @@ class Admin:
         return console()
 
     def visit(self, act: Callable[[Cluster], Awaitable[T]]) -> T:
-        """Run something on the cluster."""
-        return trio.run(visited, self.mgmtd, act)
+        """Run something on the cluster. Raises what it raises, alone; KeyboardInterrupt."""
+        try:
+            return trio.run(visited, self.mgmtd, act)
+        except BaseExceptionGroup as group:
+            raise _alone(group) from None
 
     def show(self, value: Any, render: Callable[[], RenderableType | Iterable[RenderableType]]) -> None:
         """Print a result: as JSON, or as render() says for people."""
@@ -149,6 +162,16 @@ class Admin:
         if not self.as_json:
             click.echo("Nothing was changed. The same command with --yes carries it out.")
         return False
+
+
+def _alone(error: BaseException) -> BaseException:
+    """The one error in groups of one; Ctrl-C before all others."""
+    if isinstance(error, BaseExceptionGroup):
+        if error.subgroup(KeyboardInterrupt) is not None:
+            return KeyboardInterrupt()
+        if len(error.exceptions) == 1:
+            return _alone(error.exceptions[0])
+    return error
 
 
 async def visited(mgmtd: Sequence[str], act: Callable[[Cluster], Awaitable[T]]) -> T:
@@ -208,12 +231,19 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
     return made
 
 
-def rows_table(rows: Iterable[dict[str, Any]], columns: dict[str, str], right: Sequence[str] = ()) -> Table:
-    """A table of rows as --json prints them. columns: key -> title; values go through `cell`."""
-    made = table(*columns.values(), right=[columns[key] for key in right])
+def rows_table(rows: Sequence[dict[str, Any]], columns: str) -> Table:
+    """A table of rows as --json prints them. columns: keys, which are the titles too; values go through `cell`."""
+    keys = columns.split()
+    numbers = [key for key in keys if rows and all(isinstance(row[key], (int, float)) for row in rows)]
+    made = table(*[title(key) for key in keys], right=[title(key) for key in numbers])
     for row in rows:
-        made.add_row(*[cell(key, row[key]) for key in columns])
+        made.add_row(*[cell(key, row[key]) for key in keys])
     return made
+
+
+def title(key: str) -> str:
+    """Of a column: used_bytes is "used"."""
+    return key.removesuffix("_bytes").replace("_percent", " %").replace("_", " ")
 
 
 _COLOURS = {
@@ -244,8 +274,13 @@ def cell(key: str, value: Any) -> Text:
         return Text("yes" if value else "no")
     if value is None or value == "":
         return Text("-")
+    if isinstance(value, dict):  # a target in a chain
+        state = value["state"]
+        return Text.assemble(
+            f"{value['target']}@{value['node']}", *([] if state == "serving" else [" ", cell("state", state)])
+        )
     if isinstance(value, (list, tuple)):
-        return Text(" ").join([cell(key, entry) for entry in value]) if value else Text("-")
+        return Text("  ").join([cell(key, entry) for entry in value]) if value else Text("-")
     if key.endswith("_bytes"):
         return Text(human(value))
     if isinstance(value, str):

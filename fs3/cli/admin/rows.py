@@ -100,6 +100,7 @@ def disk_rows(routing: RoutingInfo) -> list[Row]:
                 "targets": [target.id for target in targets],
                 "in_chains": sum(target.chain != 0 for target in targets),
                 "free": sum(is_free(routing, target) for target in targets),
+                "retired": sum(target.retired for target in targets),
                 "capacity_bytes": capacity,
                 "used_bytes": used,
                 "used_percent": percent(used, capacity),

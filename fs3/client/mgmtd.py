@@ -22,6 +22,8 @@ POLL_MS = 10_000
 POLL_GRACE_MS = 2_000
 """How much longer than that an answer may take before mgmtd counts as lost."""
 ATTEMPT_MS_MIN = 200
+PROBE_MS = 250
+"""After so long without news somebody who is in a hurry asks whether mgmtd is there at all."""
 
 _BACKOFF = Backoff(first_s=0.02, max_s=1.0)
 
@@ -36,6 +38,9 @@ class MgmtdClient:
         self._rpc = rpc
         self._addresses = tuple(addresses)
         self._address = addresses[0]  # that of the primary, as far as we know
+        self._silent = ""  # the last that did not answer: others may still take it for the primary
+        self._open = trio.CancelScope()  # around the question for news; left when another is to be asked
+        self._probing = False
         self._routing = EMPTY
         self._changed = trio.Event()
         self._hurry = trio.Event()
@@ -55,7 +60,8 @@ class MgmtdClient:
         try:
             while True:
                 try:
-                    await self._poll(self._address, POLL_MS, self._env.monotonic() + (POLL_MS + POLL_GRACE_MS) / 1000)
+                    with trio.CancelScope() as self._open:
+                        await self._poll(self._address, POLL_MS, self._env.monotonic() + (POLL_MS + POLL_GRACE_MS) / 1000)
                 except FS3Error as error:
                     failures += 1
                     if failures == 2 * len(self._addresses):
@@ -80,7 +86,10 @@ class MgmtdClient:
                 if self._polling:
                     # The question is open at mgmtd already, or is asked again at once instead of after the back-off.
                     self._hurry.set()
-                    await self._changed.wait()
+                    with trio.move_on_after(PROBE_MS / 1000):
+                        await self._changed.wait()
+                        continue
+                    await self._probe()
                     continue
                 try:
                     await self._poll(self._address, timeout_ms, deadline)
@@ -116,11 +125,24 @@ class MgmtdClient:
                     raise
                 failures += 1
                 self._elsewhere(address, error)
-                delay_s = self._delay_s(error, failures)
+                delay_s = min(self._delay_s(error, failures), timeout_ms / 8000)
                 if self._env.monotonic() + delay_s >= deadline:
                     message = f"mgmtd ({', '.join(self._addresses)}): no answer to {method.name} in {timeout_ms} ms: {error}"
                     raise FS3Error(Code.DEADLINE_EXCEEDED, message) from error
             await trio.sleep(delay_s)
+
+    async def _probe(self) -> None:
+        """See whether the one that our question is open at is there; one that is dead might hold it for long."""
+        if self._probing:
+            await self._changed.wait()
+            return
+        self._probing = True
+        try:
+            await self._poll(self._address, 0, self._env.monotonic() + 2 * PROBE_MS / 1000)
+        except FS3Error as error:
+            logger.debug("%s", error)
+        finally:
+            self._probing = False
 
     async def _poll(self, address: str, wait_ms: int, deadline: float) -> None:
         """Ask one mgmtd for newer routing info and take it in."""
@@ -149,15 +171,20 @@ class MgmtdClient:
 
     def _elsewhere(self, failed: str, error: FS3Error) -> None:
         """Choose whom to ask next, unless another task has chosen already."""
+        named = primary_of(error)
+        if error.code is not Code.NOT_PRIMARY:
+            self._silent = failed
+        elif failed == self._silent:
+            self._silent = ""
         if self._address != failed:
             return
-        named = primary_of(error)
-        if named and named != failed:
+        if not named or named in (failed, self._silent):
+            # An address that only a NOT_PRIMARY named is not among ours: begin with the first.
+            position = self._addresses.index(failed) + 1 if failed in self._addresses else 0
+            named = self._addresses[position % len(self._addresses)]
+        if named != failed:
             self._address = named
-            return
-        # An address that only a NOT_PRIMARY named is not among ours: begin with the first.
-        position = self._addresses.index(failed) + 1 if failed in self._addresses else 0
-        self._address = self._addresses[position % len(self._addresses)]
+            self._open.cancel()
 
     def _delay_s(self, error: FS3Error, failures: int) -> float:
         """How long to wait after so many failures in a row: not at all while there are other daemons to ask."""

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from fs3.errors import Code, FS3Error
 from fs3.kv.memory import MemoryEngine
 from tests.process.harness import REPOSITORY
-from tests.process.shared_store import IDLE_S, Question, SharedEngine, StoreServer
+from tests.process.shared_store import IDLE_S, SharedEngine, StoreServer
 
 
 @asynccontextmanager

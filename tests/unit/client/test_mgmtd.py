@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -163,6 +164,41 @@ async def test_finds_the_primary(autojump_clock: MockClock) -> None:
         rpc.peers = {A: FakeMgmtd(10)}
         await trio.sleep(POLL_MS / 1000 + 1)
         assert c.routing.version == 10
+
+
+async def test_finds_the_primary_although_others_still_name_a_dead_one(autojump_clock: MockClock) -> None:
+    """A standby that cannot reach the store knows only who was primary; from each address one gets to the one that is."""
+    dead, stale, primary = A, B, "mem://c:1"
+
+    async def standby(request: Any) -> Any:
+        raise not_primary(dead)
+
+    for addresses in itertools.permutations((dead, stale, primary)):
+        c, rpc = client(*addresses)
+        rpc.peers = {stale: standby, primary: FakeMgmtd(4)}
+        at = trio.current_time()
+        await c.call(CLUSTER_CONFIG, Empty(), timeout_ms=1000)
+        assert len(rpc.asked) <= 4 and trio.current_time() - at < 0.1
+        # What was dead is asked again once it is named and nobody else answers.
+        rpc.peers = {stale: standby, dead: FakeMgmtd(5)}
+        await c.call(CLUSTER_CONFIG, Empty(), timeout_ms=1000)
+
+
+async def test_leaves_a_primary_that_hangs_as_soon_as_anybody_notices(autojump_clock: MockClock) -> None:
+    """The question for news is open for long; heartbeats, or who is in a hurry, notice first."""
+    for hurry in (False, True):
+        c, rpc = client(A, B)
+        first, second = FakeMgmtd(1), FakeMgmtd(2)
+        rpc.peers = {A: first, B: second}
+        async with running(c):
+            first.stuck = True
+            at = trio.current_time()
+            if hurry:
+                assert (await c.refresh(1, timeout_ms=1000)).version == 2
+            else:
+                await c.call(CLUSTER_CONFIG, Empty(), timeout_ms=1000)
+                await trio.sleep(0.1)
+            assert c.routing.version == 2 and trio.current_time() - at < 0.9
 
 
 async def test_one_that_does_not_answer_is_left(autojump_clock: MockClock) -> None:

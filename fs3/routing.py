@@ -123,6 +123,10 @@ class Target:
     used: int
     retired: bool = False
     """It has left its chain, and its daemon is to throw away what it holds; in no chain until that is done."""
+    leaving: bool = False
+    """Its daemon is to stop serving it, for good or until it was filled anew, and to say so."""
+    since: int = 0
+    """The routing version at which it was last retired, or asked to leave: what a daemon says to have done is of this."""
 
 
 @dataclass(frozen=True, slots=True)

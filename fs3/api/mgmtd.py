@@ -12,8 +12,9 @@ from .common import Empty, Method
 
 @dataclass(frozen=True, slots=True)
 class TargetReport:
-    """A target as its daemon sees it. capacity and used in bytes. chain_version: of its chain, as the daemon knows it,
-    so that mgmtd never takes `local` to speak of a state of the chain that the daemon had not seen yet."""
+    """A target as its daemon sees it. capacity and used in bytes. chain, chain_version: of its chain, as the daemon knows
+    it, so that mgmtd never takes `local` to speak of a state of the chain that the daemon had not seen yet (chain 0: not
+    said). obeyed: routing.Target.since, once what was asked for then is done: it serves no more, or it is empty."""
 
     target: int
     disk: int
@@ -23,6 +24,8 @@ class TargetReport:
     chain_version: int = 0
 
 
+    chain: int = 0
+    obeyed: int = 0
 @dataclass(frozen=True, slots=True)
 class RegisterRequest:
     """A daemon or client begins an incarnation. node: 0 asks for a fresh id (clients). kind: ids.NodeKind.

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import gc
 import importlib.metadata
+import json
 import logging
 import os
 import resource
@@ -25,8 +26,10 @@ import trio
 
 from . import config as configuration
 from . import log
+from .api.common import STATUS, Empty, StatusReply
 from .env import Env
 from .errors import Code, ConfigError, FS3Error
+from .rpc.server import Call, RpcServer
 
 C = TypeVar("C")
 
@@ -46,6 +49,18 @@ _PR_SET_PDEATHSIG = 1
 _GC_THRESHOLD = 10_000
 """Objects made, less those freed, between two runs of the collector for young ones. Those that a request makes go with its
 reply, and nearly none of them is part of a cycle."""
+
+
+def tell_status(server: RpcServer, env: Env, name: str, node: int) -> None:
+    """Answer the method `status`: who this daemon is, its version, how long it runs, its metrics."""
+    started_at = env.monotonic()
+    own_version = version()
+
+    async def status(request: Empty, call: Call) -> StatusReply:
+        uptime_ms = int((env.monotonic() - started_at) * 1000)
+        return StatusReply(name, node, own_version, uptime_ms, json.dumps(env.metrics.snapshot()))
+
+    server.handle(STATUS, status)
 
 
 def version() -> str:

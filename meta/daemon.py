@@ -18,6 +18,7 @@ from fs3.client.mgmtd import MgmtdClient
 from fs3.client.storage import StorageClient
 from fs3.config import option
 from fs3.daemon import main as daemon_main
+from fs3.daemon import tell_status
 from fs3.env import Env
 from fs3.errors import FS3Error
 from fs3.ids import NodeKind
@@ -88,6 +89,7 @@ async def _serve(config: MetaConfig, env: Env, started: Callable[[str], None], s
             service = MetaService(env, store, mgmtd, chunks, nursery, times, (config.root_uid, config.root_gid))
             server = RpcServer(env)
             service.bind(server)
+            tell_status(server, env, "meta", config.node_id)
             await nursery.start(server.serve, listener)
             request = RegisterRequest(config.node_id, NodeKind.META, address, host, incarnation)
             await nursery.start(Lease(env, mgmtd, lambda: request).run)

@@ -13,6 +13,7 @@ import trio
 
 from fs3.config import option
 from fs3.daemon import main as daemon_main
+from fs3.daemon import tell_status
 from fs3.env import Env
 from fs3.kv.base import KVEngine
 from fs3.kv.registry import open_engine
@@ -65,6 +66,7 @@ async def run(config: MgmtdConfig, env: Env, started: Callable[[str], None], eng
             service = MgmtdService(env, Store(store), me, Timing(config.lease_ms, config.client_lease_ms))
             server = RpcServer(env)
             service.bind(server)
+            tell_status(server, env, "mgmtd", config.node_id)
             async with trio.open_nursery() as nursery:
                 # Those who come before we are primary are told so and try again; that beats a refused connection.
                 await nursery.start(server.serve, listener)

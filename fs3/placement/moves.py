@@ -1,0 +1,149 @@
+"""Plans of moves: what has to move where so that a node or disk can go, or so that what came is used. Pure.
+
+Every move takes only targets that are free now, so that the moves of a plan can be carried out in any order, and be stopped
+after any of them. A plan counts the moves of operations under way (`pending`) as if they were done, and stays out of
+their way. Balance: receiving nodes get the same part of their targets filled, and of those that are equal in this the one
+that shares the fewest chains with the chain's other nodes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..api.admin import Move
+from ..errors import Code, FS3Error
+from ..ids import NodeKind
+from ..routing import RoutingInfo
+from .heads import spread_heads
+from .substitutes import Wanted, substitutes
+from .world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an operator is shown, and then submits. kind, title, moves, drain, table, replicas: as of SubmitRequest.
+
+    notes: sentences for people. copied: node -> bytes that are copied to it.
+    """
+
+    kind: str
+    title: str
+    moves: tuple[Move, ...]
+    notes: tuple[str, ...] = ()
+    copied: Mapping[int, int] = field(default_factory=dict)
+    drain: tuple[int, ...] = ()
+    table: int = 0
+    replicas: int = 0
+
+
+def drain(routing: RoutingInfo, nodes: Collection[int], pending: Iterable[Move] = ()) -> Plan:
+    """Empty storage nodes: every target of theirs that is in a chain gets a substitute elsewhere. Raises BAD_PLAN.
+
+    pending: the moves of operations under way that are not over (WAITING or FILLING).
+    """
+    leaving = sorted(set(nodes))
+    for node in leaving:
+        known = routing.nodes.get(node)
+        if known is None or known.kind != NodeKind.STORAGE:
+            raise bad_plan(
+                f"node {node} is {'not known' if known is None else 'no storage node'}; see `fs3 admin node list`"
+            )
+    if not leaving:
+        raise bad_plan("no node is given: say which ones are to be emptied")
+    world = World(routing, pending, leaving)
+    what = f"node{'s' if len(leaving) > 1 else ''} {', '.join(map(str, leaving))}"
+    dropped = [
+        Wanted(chain, target)
+        for chain, members in sorted(world.members.items())
+        for target in members
+        if target in routing.targets and routing.targets[target].node in leaving
+    ]
+    moves = _substituted(world, dropped, what)
+    notes = [] if moves else [f"no target of {what} is in a chain: it can go at once"]
+    return Plan("drain", f"drain {what}", moves, tuple(notes), copied(routing, moves), drain=tuple(leaving))
+
+
+def replace(routing: RoutingInfo, node: int, disk: int, pending: Iterable[Move] = ()) -> Plan:
+    """Empty one disk, which may be dead: substitutes on other disks, of this node too. Raises BAD_PLAN."""
+    there = {target.id for target in routing.targets.values() if (target.node, target.disk) == (node, disk)}
+    if not there:
+        disks = sorted({target.disk for target in routing.targets.values() if target.node == node})
+        have = f"it has disks {', '.join(map(str, disks))}" if disks else "no target is known of this node"
+        raise bad_plan(f"node {node} has no disk {disk}: {have}")
+    world = World(routing, pending)
+    world.close((node, disk))
+    what = f"disk {disk} of node {node}"
+    dropped = [
+        Wanted(chain, target) for chain, members in sorted(world.members.items()) for target in members if target in there
+    ]
+    moves = _substituted(world, dropped, what)
+    notes = [] if moves else [f"no target of {what} is in a chain: it can go at once"]
+    return Plan("replace", f"replace {what}", moves, tuple(notes), copied(routing, moves))
+
+
+def copied(routing: RoutingInfo, moves: Sequence[Move]) -> dict[int, int]:
+    """Node -> bytes that moves copy to it, as far as fill levels are known."""
+    found: Counter[int] = Counter()
+    for move in moves:
+        if move.add:
+            members = [routing.targets[e.target] for e in routing.chains[move.chain].targets if e.target in routing.targets]
+            found[routing.targets[move.add].node] += max([target.used for target in members], default=0)
+    return dict(sorted(found.items()))
+
+
+def bad_plan(message: str) -> FS3Error:
+    return FS3Error(Code.BAD_PLAN, message)
+
+
+def require_serving(routing: RoutingInfo, chains: Iterable[int]) -> None:
+    """Raises BAD_PLAN for chains that nothing can be copied from."""
+    down = [chain for chain in sorted(set(chains)) if not routing.chains[chain].serving()]
+    if down:
+        named = f"chain{'s' if len(down) > 1 else ''} {', '.join(map(str, down[:10]))}{', ...' if len(down) > 10 else ''}"
+        raise bad_plan(f"no target of {named} serves, so nothing can be copied from there: bring one back first")
+
+
+def _substituted(world: World, dropped: Sequence[Wanted], what: str) -> tuple[Move, ...]:
+    coming = [want for want in dropped if world.routing.targets[want.drop].chain != want.chain]
+    if coming:
+        first = coming[0]
+        raise bad_plan(
+            f"an operation under way brings target {first.drop} of {what} into chain {first.chain}:"
+            " wait until it is done, or cancel it"
+        )
+    require_serving(world.routing, [want.chain for want in dropped])
+    return with_heads(world, substitutes(world, dropped, what))
+
+
+def with_heads(world: World, moves: Sequence[Move]) -> tuple[Move, ...]:
+    """Say who is to lead where a move takes away the head of a chain, so that leads stay even."""
+    routing = world.routing
+    changing = [i for i, move in enumerate(moves) if move.drop and move.drop == routing.chains[move.chain].head()]
+    heirs: dict[int, list[int]] = {}
+    for i in changing:
+        chain = routing.chains[moves[i].chain]
+        heirs[i] = [t for t in (*chain.serving(), moves[i].add) if t in world.members[chain.id] and t in routing.targets]
+    changing = [i for i in changing if heirs[i]]
+    apart = {moves[i].chain for i in changing}
+    others = [chain.head() for chain in routing.chains.values() if chain.id not in apart]
+    fixed = Counter([routing.targets[head].node for head in others if head is not None and head in routing.targets])
+    places = [[routing.targets[t].node for t in heirs[i]] for i in changing]
+    found = spread_heads(places, [nodes[0] for nodes in places], ideal_leads(world), fixed)
+    done = list(moves)
+    for i, nodes, node in zip(changing, places, found, strict=True):
+        if node != nodes[0]:  # who follows anyway
+            done[i] = Move(moves[i].chain, moves[i].add, moves[i].drop, heirs[i][nodes.index(node)])
+    return tuple(done)
+
+
+def ideal_leads(world: World) -> dict[int, float]:
+    """Node -> chains that it should lead: an equal part of those that it holds."""
+    ideal: dict[int, float] = {}
+    for members in world.members.values():
+        for target in members:
+            if target in world.targets:
+                node = world.targets[target].node
+                ideal[node] = ideal.get(node, 0.0) + 1 / len(members)
+    return ideal

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from . import lists
+from . import lists, shows
 from .common import location
 
 
@@ -22,7 +22,7 @@ def admin(data: Path | None, mgmtd: str | None) -> None:
     """
 
 
-_MODULES = (lists,)
+_MODULES = (lists, shows)
 
 for _module in _MODULES:
     for _command in _module.commands:

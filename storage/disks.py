@@ -25,6 +25,8 @@ logger = logging.getLogger("fs3.storage.disks")
 
 FORMAT_VERSION = 2
 _CHUNK_ID_SIZE = 16
+_TARGETS_MAX = 99
+"""Of one disk, whose number takes the two digits before those of its targets."""
 _FORMAT_NAME = "fs3-storage"
 _OURS = ("LOCK", "FORMAT.new", "lost+found")
 
@@ -33,7 +35,10 @@ class Home:
     """A disk of this daemon, formatted. ids: of its targets. empty: those that have no past."""
 
     def __init__(self, disk: Disk, number: int, node_id: int, targets: int, reserve_bytes: int) -> None:
-        """Formats a disk that is empty. Raises CONFIG, FORMAT_VERSION, DISK_FAILED."""
+        """Formats a disk that is empty; makes more targets where there are fewer than `targets`.
+
+        Raises CONFIG, FORMAT_VERSION, DISK_FAILED.
+        """
         self.disk = disk
         self.number = number
         self._node_id = node_id
@@ -43,12 +48,22 @@ class Home:
             owner, self.ids, self.empty = parse_format(found, disk.name)
             if owner != node_id:
                 raise ConfigError(f"data folder {disk.name} belongs to node {owner}, this is node {node_id} (node_id)")
+            if len(self.ids) < targets:
+                self._add(targets - len(self.ids))
             return
         strangers = [name for name in disk.files("") if name not in _OURS]
         if strangers:
             raise ConfigError(f"data folder {disk.name} is no fs3 data, but holds {strangers[0]}")
-        self.ids = [node_id * 10_000 + number * 100 + index + 1 for index in range(targets)]
-        self.empty = set(self.ids)
+        self.ids, self.empty = [], set()
+        self._add(targets)
+
+    def _add(self, count: int) -> None:
+        """Make so many targets, which are empty: on a fresh disk, or where there are to be more than there were."""
+        # After the disk's own ones: by its number another disk may have been formatted, before their order changed.
+        first = self.ids[0] // 100 * 100 + 1 if self.ids else self._node_id * 10_000 + self.number * 100 + 1
+        numbers = [target for target in range(first, first + _TARGETS_MAX) if target not in self.ids]
+        self.ids += numbers[:count]
+        self.empty |= set(numbers[:count])
         self._write()
 
     def open(self, target: int, now: float) -> LocalTarget:

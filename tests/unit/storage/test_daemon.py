@@ -12,7 +12,20 @@ from storage.disks import Home
 def test_a_fresh_disk_is_formatted_and_keeps_its_targets(tmp_path: Path) -> None:
     disk = LinuxDisk(str(tmp_path))
     assert Home(disk, 1, 12, 3, 0).ids == [120_101, 120_102, 120_103]
-    assert Home(disk, 0, 12, 9, 0).ids == [120_101, 120_102, 120_103]
+    assert Home(disk, 0, 12, 2, 0).ids == [120_101, 120_102, 120_103]
+    disk.close()
+
+
+def test_a_disk_gets_more_targets_but_never_fewer(tmp_path: Path) -> None:
+    """That is how chains can be moved to the disks that are there; what is new is empty."""
+    disk = LinuxDisk(str(tmp_path))
+    home = Home(disk, 1, 12, 2, 0)
+    for target in list(home.empty):
+        home.settle(target)
+    for number in (1, 0):
+        home = Home(disk, number, 12, 4, 0)
+        assert (home.ids, home.empty) == ([120_101, 120_102, 120_103, 120_104], {120_103, 120_104})
+    assert Home(disk, 1, 12, 3, 0).ids == home.ids
     disk.close()
 
 

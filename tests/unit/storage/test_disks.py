@@ -99,7 +99,7 @@ def test_targets_of_a_fresh_disk_are_empty_until_they_are_settled() -> None:
 def test_a_format_file_without_empty_targets_is_read() -> None:
     disk = MemoryDisk()
     disk.small["FORMAT"] = b'fs3-storage 2\n{"node": 1, "targets": [5]}\n'
-    assert (Home(disk, 0, 1, 4, 0).ids, Home(disk, 0, 1, 4, 0).empty) == ([5], set())
+    assert (Home(disk, 0, 1, 1, 0).ids, Home(disk, 0, 1, 1, 0).empty) == ([5], set())
 
 
 def make_node(nursery: trio.Nursery, info: RoutingInfo) -> tuple[StorageNode, StaticMgmtd]:

@@ -53,6 +53,17 @@ def combine(first: int, second: int, second_length: int) -> int:
     return first ^ second
 
 
+def of_zeros(length: int) -> int:
+    """The CRC32C of so many zero bytes."""
+    crc = 0
+    one = _crc32c(b"\0")  # of 2**bit zeros
+    for bit in range(length.bit_length()):
+        if length >> bit & 1:
+            crc = combine(crc, one, 1 << bit)
+        one = combine(one, one, 1 << bit)
+    return crc
+
+
 def replaced(whole: int, old: int, new: int, behind: int) -> int:
     """The CRC32C of a message after a part of it was replaced by as many other bytes, from the CRC32Cs of all of it and of
     both parts; behind: how many bytes follow the part. Fast when few different values of that are in use."""

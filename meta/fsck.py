@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 from fs3.errors import FS3Error
 from fs3.ids import ROOT_INODE, ChunkId
+from fs3.layout import file_chains
+from fs3.routing import Table
 
 from .schema import (
     DIRECTORY,
@@ -56,21 +58,35 @@ class Fault(Enum):
     WRONG_COUNT = "a count of inodes that is wrong"
     ORPHAN_CHUNK = "a chunk of no inode"
     CHUNK_BEHIND_END = "a chunk behind the end of its file"
+    FOREIGN_CHUNK = "a chunk of an inode whose id was never handed out"
+    WRONG_CHAIN = "a chunk on a chain where its file has none"
+    NO_TABLE = "a layout whose chain table, or the version of it, does not exist"
+    DAMAGED_CHUNK = "a chunk that a target cannot read"
+    REPLICAS_DIFFER = "a chunk of which the targets of its chain hold different versions"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """inode: the one concerned, 0 for none. text: for people."""
+    """inode: the one concerned, 0 for none. text: for people. parent, name: of the entry concerned; of a record that cannot
+    be understood, name is its key."""
 
     fault: Fault
     inode: int
     text: str
+    parent: int = 0
+    name: bytes = b""
 
 
 @dataclass(slots=True)
 class Survey:
-    """All of a store's records, by inode. records: how many keys of each tag there are."""
+    """All of a store's records, by inode. records: how many keys of each tag there are.
 
+    part, parts: what is kept is of the inodes whose number is `part` modulo `parts`, and of all directories, so that a big
+    store can be checked part by part: findings of other parts are left to these.
+    """
+
+    part: int = 0
+    parts: int = 1
     inodes: dict[int, Inode] = field(default_factory=dict)
     entries: list[tuple[int, bytes, int, int]] = field(default_factory=list)  # parent, name, inode, kind
     times: set[int] = field(default_factory=set)
@@ -92,7 +108,12 @@ class Survey:
         try:
             self._add(tag, key, value)
         except (struct.error, FS3Error, ValueError) as error:
-            self.unreadable.append(Finding(Fault.UNREADABLE, 0, f"{key!r}: {error}"))
+            if self.part == 0:
+                self.unreadable.append(Finding(Fault.UNREADABLE, 0, f"{key!r}: {error}", name=key))
+
+    def mine(self, inode: int) -> bool:
+        """Whether findings on an inode belong to this part."""
+        return inode % self.parts == self.part
 
     def _add(self, tag: str, key: bytes, value: bytes) -> None:
         if key == INODE_BLOCKS:
@@ -103,9 +124,15 @@ class Survey:
             return
         number = inode_of_key(key)
         if tag == "INOD":
-            self.inodes[number] = Inode.unpack(number, value)
+            inode = Inode.unpack(number, value)
+            if inode.kind == DIRECTORY or self.mine(number):
+                self.inodes[number] = inode
         elif tag == "DENT":
-            self.entries.append((number, key[ENTRY_PREFIX:], *unpack_entry(value)))
+            named, kind = unpack_entry(value)
+            if kind == DIRECTORY or self.mine(named):
+                self.entries.append((number, key[ENTRY_PREFIX:], named, kind))
+        elif tag != "IDEM" and tag in _TAGS and not self.mine(number):
+            pass
         elif tag == "DTIM":
             unpack_times(value)
             self.times.add(number)
@@ -115,8 +142,8 @@ class Survey:
             self.xattrs.add(number)
         elif tag == "SESS":
             Session.unpack(value)
-            inode, client, _ = session_key_parts(key)
-            self.sessions[inode] = self.sessions.get(inode, 0) + 1
+            _, client, _ = session_key_parts(key)
+            self.sessions[number] = self.sessions.get(number, 0) + 1
             self.clients[client] += 1
         elif tag == "INTN":
             Intent.unpack(value)
@@ -128,6 +155,9 @@ class Survey:
             unpack_record(value)
         else:
             raise ValueError("an unknown tag")
+
+
+_TAGS = frozenset({"DTIM", "DSUB", "XATR", "SESS", "INTN", "GCQ_", "IDEM"})
 
 
 def survey(pairs: Iterable[tuple[bytes, bytes]]) -> Survey:
@@ -152,19 +182,25 @@ def check(found: Survey) -> list[Finding]:
 
 def _entries(found: Survey) -> Iterator[Finding]:
     for parent, name, number, kind in found.entries:
+        if not found.mine(number):
+            continue
         inode, above = found.inodes.get(number), found.inodes.get(parent)
         what = f"{name!r} in directory {parent}"
         if inode is None:
-            yield Finding(Fault.DANGLING_ENTRY, number, f"{what} names inode {number}, which does not exist")
+            text = f"{what} names inode {number}, which does not exist"
+            yield Finding(Fault.DANGLING_ENTRY, number, text, parent, name)
         elif inode.kind != kind:
-            yield Finding(Fault.WRONG_KIND, number, f"{what} says kind {kind}, inode {number} is of kind {inode.kind}")
+            text = f"{what} says kind {kind}, inode {number} is of kind {inode.kind}"
+            yield Finding(Fault.WRONG_KIND, number, text, parent, name)
         if above is None or above.kind != DIRECTORY:
-            yield Finding(Fault.DANGLING_ENTRY, parent, f"{what}: there is no such directory")
+            yield Finding(Fault.DANGLING_ENTRY, parent, f"{what}: there is no such directory", parent, name)
 
 
 def _links(found: Survey) -> Iterator[Finding]:
     names = Counter(number for _, _, number, _ in found.entries)
     for number, inode in found.inodes.items():
+        if not found.mine(number):
+            continue
         count = names[number]
         if inode.kind == DIRECTORY:
             if count != (number != ROOT_INODE):
@@ -180,7 +216,7 @@ def _directories(found: Survey) -> Iterator[Finding]:
     below = Counter(parents.values())
     rooted = {int(ROOT_INODE)}
     for number, inode in found.inodes.items():
-        if inode.kind != DIRECTORY:
+        if inode.kind != DIRECTORY or not found.mine(number):
             continue
         if number not in found.times:
             yield Finding(Fault.NO_TIMES, number, f"directory {number} has no times")
@@ -225,10 +261,10 @@ def _satellites(found: Survey) -> Iterator[Finding]:
 
 def _numbers(found: Survey) -> Iterator[Finding]:
     for number in sorted(found.inodes.keys() | found.garbage):
-        if number >= found.ids_end:
+        if number >= found.ids_end and found.mine(number):
             yield Finding(Fault.FOREIGN_ID, number, f"inode {number}; ids are handed out below {found.ids_end}")
-    if found.counted != len(found.inodes):
-        yield Finding(Fault.WRONG_COUNT, 0, f"{len(found.inodes)} inodes, counted as {found.counted}")
+    if found.part == 0 and found.counted != found.records["INOD"]:
+        yield Finding(Fault.WRONG_COUNT, 0, f"{found.records['INOD']} inodes, counted as {found.counted}")
 
 
 def check_chunks(found: Survey, chunks: Iterable[tuple[ChunkId, int]]) -> Iterator[Finding]:
@@ -236,12 +272,63 @@ def check_chunks(found: Survey, chunks: Iterable[tuple[ChunkId, int]]) -> Iterat
     known to it: take the chunks first. Of files that somebody writes, or whose chunks are about to be put in order, the
     length is not known yet; those queued for removal may have chunks for a while."""
     for chunk, length in chunks:
-        inode = found.inodes.get(chunk.inode)
-        if inode is None or inode.kind != FILE:
-            if chunk.inode not in found.garbage:
-                yield Finding(Fault.ORPHAN_CHUNK, chunk.inode, f"chunk {chunk}: there is no such file")
-        elif chunk.inode not in found.sessions and not inode.flags & INODE_PENDING:
-            end = chunk.index * inode.chunk_size + length
-            if length and end > inode.length:
-                text = f"chunk {chunk} ends at {end}, the file at {inode.length}"
-                yield Finding(Fault.CHUNK_BEHIND_END, chunk.inode, text)
+        finding = check_chunk(found, chunk, length)
+        if finding is not None:
+            yield finding
+
+
+def check_chunk(found: Survey, chunk: ChunkId, length: int) -> Finding | None:
+    """The same of one chunk."""
+    number = chunk.inode
+    if not found.mine(number):
+        return None
+    inode = found.inodes.get(number)
+    if inode is None or inode.kind != FILE:
+        if number >= found.ids_end:
+            text = f"{chunk_name(chunk)}: there is no such file, ids are handed out below {found.ids_end}"
+            return Finding(Fault.FOREIGN_CHUNK, number, text)
+        if number not in found.garbage:
+            return Finding(Fault.ORPHAN_CHUNK, number, f"{chunk_name(chunk)}: there is no such file")
+    elif number not in found.sessions and not inode.flags & INODE_PENDING:
+        end = chunk.index * inode.chunk_size + length
+        if length and end > inode.length:
+            text = f"{chunk_name(chunk)} ends at {end}, the file at {inode.length}"
+            return Finding(Fault.CHUNK_BEHIND_END, number, text)
+    return None
+
+
+def check_place(found: Survey, tables: Mapping[int, Table], chunk: ChunkId, chain: int) -> Finding | None:
+    """Whether a chunk lies on the chain where its file's layout puts it."""
+    inode = found.inodes.get(chunk.inode)
+    if inode is None or inode.kind != FILE:
+        return None
+    right = place_of(inode, tables, chunk.index)
+    if right in (0, chain):
+        return None
+    return Finding(Fault.WRONG_CHAIN, chunk.inode, f"{chunk_name(chunk)} is on chain {chain}, its place is chain {right}")
+
+
+def place_of(inode: Inode, tables: Mapping[int, Table], index: int) -> int:
+    """The chain that a chunk of a file belongs to; 0 where the file's chain table is not known."""
+    table = tables.get(inode.table)
+    chains = table.chains_at(inode.table_version) if table is not None else None
+    if not chains or not inode.stripe:
+        return 0
+    order = file_chains(inode.layout(), chains)
+    return order[index % len(order)]
+
+
+def check_layouts(found: Survey, tables: Mapping[int, Table]) -> Iterator[Finding]:
+    """Files and directories whose chain table does not exist, given all tables."""
+    for number, inode in found.inodes.items():
+        if inode.kind not in (FILE, DIRECTORY) or not found.mine(number):
+            continue
+        table = tables.get(inode.table)
+        if table is None or table.chains_at(inode.table_version) is None:
+            what = "directory" if inode.kind == DIRECTORY else "file"
+            text = f"{what} {number} is of version {inode.table_version} of chain table {inode.table}, which does not exist"
+            yield Finding(Fault.NO_TABLE, number, text)
+
+
+def chunk_name(chunk: ChunkId) -> str:
+    return f"chunk {chunk.index} of inode {chunk.inode}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -79,13 +79,14 @@ class Collector:
         self._ctx = ctx
         self._chunks = chunks
         self._intents = intents
-        self._clients = clients
+        self.clients = clients
         self._times = times
         self._claims = Claims(ctx.env, ctx.owner, times.abandoned_ms)
         self._gone_since: dict[int, float] = {}  # clients that are dead or not known, and since when
         self._swept: set[int] = set()  # dead clients whose sessions have ended
         self._old_records: dict[bytes, tuple[int, float]] = {}  # key -> sequence, and since when it looks old
         self._failing = False
+        self._problems: dict[str, str] = {}  # what failed in its last round, and why
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -118,12 +119,19 @@ class Collector:
         try:
             await work()
             self._failing = False
+            self._problems.pop(what, None)
         except FS3Error as error:
+            self._problems[what] = str(error)
+            self._ctx.env.metrics.count("meta.gc_failures")
             if not self._failing:
                 logger.warning("%s failed, trying again: %s", what, error)
             self._failing = True
         except Exception:
             logger.exception("%s failed", what)
+
+    def problem(self) -> str:
+        """What failed in its last round, and why; "" where nothing did."""
+        return "; ".join([f"{what}: {why}" for what, why in self._problems.items()])
 
     # Garbage
 
@@ -187,7 +195,7 @@ class Collector:
                 value = await txn.get(garbage_key(inode))
                 if value is None or Garbage.unpack(value).owner not in (seen.owner, ctx.owner):
                     continue
-                taken.append((inode, Garbage(seen.bound, seen.layout, ctx.owner, 0)))
+                taken.append((inode, replace(seen, owner=ctx.owner, beat=0)))
                 txn.set(garbage_key(inode), taken[-1][1].pack())
             return taken
 
@@ -197,7 +205,7 @@ class Collector:
 
     async def end_dead_sessions(self) -> None:
         """End the sessions of clients that have been dead, or unknown to mgmtd, for long enough."""
-        states = await self._clients()
+        states = await self.clients()
         now = self._ctx.env.monotonic()
         for client, info in states.items():
             if info.alive:
@@ -219,7 +227,7 @@ class Collector:
         for client in [client for client in self._gone_since if client not in states and client not in holders]:
             del self._gone_since[client]
         if dead & holders:
-            await self._end_sessions(dead & holders)
+            await self.end_sessions(dead & holders)
 
     async def _holders(self) -> set[int]:
         """All clients that have sessions."""
@@ -238,7 +246,8 @@ class Collector:
             begin = pairs[-1][0] + b"\0"
             await trio.lowlevel.checkpoint()
 
-    async def _end_sessions(self, dead: set[int]) -> None:
+    async def end_sessions(self, dead: set[int]) -> int:
+        """End all sessions of clients that are gone; returns how many there were."""
         found: list[tuple[int, int, int, bytes]] = []
 
         def note(inode: int, client: int, session: int, value: bytes) -> None:
@@ -250,6 +259,7 @@ class Collector:
             await self._end_session(inode, client, session, Session.unpack(value).hold)
         if found:
             logger.info("ended %d sessions of dead clients %s", len(found), sorted(dead))
+        return len(found)
 
     async def _end_session(self, number: int, client: int, session: int, hold: bool) -> None:
         """End one session; what its client wrote and did not report is found on the chains."""

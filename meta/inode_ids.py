@@ -24,6 +24,10 @@ class InodeIds:
         self._end = 0
         self._lock = trio.Lock()
 
+    def unused(self) -> tuple[int, int]:
+        """The ids [begin, end) that it may still hand out."""
+        return self._next, self._end
+
     async def take(self) -> int:
         """A fresh id."""
         if self._env.rare("meta.inode-ids.dropped"):

@@ -53,6 +53,7 @@ _TIMES = struct.Struct("<qq")
 _SESSION = struct.Struct("<BBIq")
 _INTENT = struct.Struct("<BBqqQQ")
 _GARBAGE = struct.Struct("<BqIIIIQQQ")
+_GARBAGE_SINCE = struct.Struct("<q")
 _RECORD = struct.Struct("<QHQB")
 _COUNTER = struct.Struct("<q")
 
@@ -283,25 +284,30 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """A removed file. bound: no chunk holds bytes at or behind it (-1: not known). owner, beat: as in Intent."""
+    """A removed file. bound: no chunk holds bytes at or behind it (-1: not known). owner, beat: as in Intent. since_ns: when
+    it was removed, wall clock; 0 where that is not known."""
 
     bound: int
     layout: FileLayout
     owner: int
     beat: int
+    since_ns: int = 0
 
     def pack(self) -> bytes:
         of = self.layout
-        return _GARBAGE.pack(
+        value = _GARBAGE.pack(
             FORMAT, self.bound, of.table, of.table_version, of.chunk_size, of.stripe, of.seed, self.owner, self.beat
         )
+        return value + _GARBAGE_SINCE.pack(self.since_ns)
 
     @staticmethod
     def unpack(value: bytes) -> Garbage:
-        version, bound, table, table_version, chunk_size, stripe, seed, owner, beat = _GARBAGE.unpack(value)
+        version, bound, table, table_version, chunk_size, stripe, seed, owner, beat = _GARBAGE.unpack_from(value)
         if version != FORMAT:
             raise _newer("GCQ_", version)
-        return Garbage(bound, FileLayout(table, table_version, chunk_size, stripe, seed), owner, beat)
+        rest = value[_GARBAGE.size :]
+        since_ns = _GARBAGE_SINCE.unpack(rest)[0] if rest else 0
+        return Garbage(bound, FileLayout(table, table_version, chunk_size, stripe, seed), owner, beat, since_ns)
 
 
 def pack_record(sequence: int, method: int, second: int, error: bool, body: bytes) -> bytes:

@@ -22,6 +22,7 @@ from fs3.layout import FileLayout
 from fs3.rpc.server import Call, RpcServer
 
 from . import resolve
+from .admin import MetaAdmin
 from .chunks import ChunkStore
 from .context import Context
 from .gc import Collector, GcTimes
@@ -60,6 +61,7 @@ class MetaService:
         self._mgmtd = mgmtd
         self._intents = Intents(self.ctx, chunks, nursery)
         self.collector = Collector(self.ctx, chunks, self._intents, self._clients, times)
+        self._admin = MetaAdmin(self.ctx, self.collector, self._intents)
         self._root_owner = root_owner
         self._formatted = False
 
@@ -84,6 +86,7 @@ class MetaService:
         server.handle(api.CLOSE, self._guarded(self.close))
         server.handle(api.REPORT, self._guarded(self.report))
         server.handle(api.APPEND, self._guarded(self.append))
+        self._admin.bind(server)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Wait until the cluster is formatted, make the root if it is not there, then collect, until cancelled.

@@ -53,6 +53,7 @@ from fs3.errors import Code, FS3Error
 from fs3.routing import PublicState
 from fs3.rpc.server import Call, RpcServer
 
+from .admin import StorageAdmin
 from .disk import Space
 from .local import CHANNEL_IDLE_S, Caller, LocalTarget, RoutingSource, StorageNode
 from .read import read
@@ -112,6 +113,7 @@ class StorageService:
         server.handle(SUSPECT, self._suspect)
         server.handle(TUNE, self._tune)
         server.handle(STATUS, self._status)
+        StorageAdmin(self.node).bind(server)
 
     async def run(self, poke: Callable[[], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the routing, roll forward, resync, tidy; until cancelled. Started once it serves."""

@@ -41,6 +41,7 @@ from ..checksum import Buffer, piece_checksums
 from ..env import Env
 from ..errors import Code, FS3Error, ProtocolError
 from ..ids import ChunkId, RequestTag
+from ..layout import CHUNK_SIZE_MAX
 from ..routing import Chain, RoutingInfo
 from ..transport.base import Part
 from ..transport.buffers import BufferPool
@@ -374,6 +375,10 @@ class StorageClient:
     ) -> UpdateResult:
         """Make a range of a chunk zeros and give its space back. The chunk's length stays; an absent one stays absent."""
         return await self._update(chain, chunk, UpdateKind.PUNCH, offset, length, chunk_size, deadline)
+
+    async def remove_chunk(self, chain: int, chunk: ChunkId, *, deadline: float) -> None:
+        """Remove one chunk; one that is absent is removed already."""
+        await self._update(chain, chunk, UpdateKind.REMOVE, 0, 0, CHUNK_SIZE_MAX, deadline)
 
     async def _update(
         self,

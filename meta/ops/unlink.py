@@ -48,7 +48,7 @@ def discard(ctx: Context, txn: Txn, inode: Inode) -> None:
         txn.clear(intent_key(number))
         bound = -1
     if inode.kind == FILE and bound != 0:
-        txn.set(garbage_key(number), Garbage(bound, inode.layout(), ctx.owner, 0).pack())
+        txn.set(garbage_key(number), Garbage(bound, inode.layout(), ctx.owner, 0, ctx.now_ns()).pack())
         ctx.garbage.set()
 
 

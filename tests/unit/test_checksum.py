@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fs3.checksum import BLOCK_SIZE, block_checksums, combine, crc32c, piece_checksums, replaced
+from fs3.checksum import BLOCK_SIZE, block_checksums, combine, crc32c, of_zeros, piece_checksums, replaced
 
 
 def slow_crc32c(data: bytes) -> int:
@@ -60,3 +60,8 @@ def test_pieces_are_cut_at_block_borders(offset: int, length: int) -> None:
     assert piece_checksums(data, offset) == expected
     if offset == 0:
         assert block_checksums(memoryview(data)) == expected
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 5, 65536, 1_000_003])
+def test_the_checksum_of_zeros(length: int) -> None:
+    assert of_zeros(length) == crc32c(bytes(length))

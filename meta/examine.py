@@ -1,0 +1,201 @@
+"""`fs3-meta fsck`, first half: surveys the store of a running cluster, and has the daemons look again at what seems wrong.
+
+The survey takes many transactions while others work, so most of what the checks find on a busy cluster is only what was
+under way. What is reported has been looked at again in one transaction (mend.py). What keeps changing is not decided, and
+counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import trio
+
+from fs3.api.common import Empty, Method, Rep, Req
+from fs3.api.meta import STATFS
+from fs3.api.meta_admin import MEND, SCAN, EntryRef, MendRequest, Outcome, Problem, ScanRequest, Verdict
+from fs3.env import Env
+from fs3.routing import Table
+
+from .fsck import Fault, Finding, Survey, check, check_layouts
+from .schema import DIRECTORY, span
+
+INODES_AT_ONCE = 1_000_000
+"""How many inodes are surveyed at a time, by default: each takes about a kilobyte."""
+BATCH = 64
+ROUNDS_MAX = 6
+"""Surveys of one part: one repair may show what else is wrong."""
+PAUSE_S = 0.5
+
+_ALL_BUT_INODES = ((b"", b"IDEM"), (b"IDEN", b"INOD"), (b"INOE", b"\xff"))
+"""What is read after the inodes: see Problem.ctime_ns. Records of requests have no rules."""
+
+
+class Caller(Protocol):
+    """The part of MetaClient that is used here."""
+
+    async def call(self, method: Method[Req, Rep], request: Req, *, deadline: float | None = None) -> Rep: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """One finding, certain. state: found, repaired, left. action: what was done about it, or is to be done."""
+
+    fault: Fault
+    inode: int
+    text: str
+    state: str
+    action: str = ""
+
+
+@dataclass(slots=True)
+class Report:
+    """unsettled: seemed wrong, but kept changing. unchecked: what could not be looked at, and why."""
+
+    findings: list[Reported] = field(default_factory=list)
+    inodes: int = 0
+    chunks: int = 0
+    copies: int = 0
+    unsettled: int = 0
+    unchecked: list[str] = field(default_factory=list)
+
+    def exit_code(self) -> int:
+        """As fsck(8): 0 all is well, 1 all that was wrong is repaired, 4 something is left, plus 8 for what could not be
+        checked."""
+        code = 0
+        if self.findings:
+            code = 1 if all(each.state == "repaired" for each in self.findings) else 4
+        return code | 8 if self.unchecked else code
+
+
+Progress = Callable[[str, int, int], None]
+"""Is told (what, how many are done, of how many)."""
+
+
+def state_of(outcome: Outcome, repair: bool) -> str:
+    if outcome.verdict is Verdict.MENDED:
+        return "repaired"
+    return "left" if repair else "found"
+
+
+class Names:
+    """Checks the namespace. tables: the chain tables, as they are now."""
+
+    def __init__(
+        self,
+        env: Env,
+        meta: Caller,
+        tables: Callable[[], dict[int, Table]],
+        report: Report,
+        progress: Progress,
+        *,
+        repair: bool,
+    ) -> None:
+        self._env = env
+        self._meta = meta
+        self._tables = tables
+        self._report = report
+        self._progress = progress
+        self._repair = repair
+        self._reported: set[tuple[Fault, int, int, bytes]] = set()
+
+    async def parts(self, at_once: int) -> int:
+        """Into how many parts the store has to be cut."""
+        files = (await self._meta.call(STATFS, Empty())).files
+        return max(1, -(-max(files, 0) // max(1, at_once)))
+
+    async def check(self, part: int, parts: int) -> Survey:
+        """Check one part, and repair it if asked to; returns the last survey of it."""
+        quiet = 0
+        rounds = ROUNDS_MAX
+        while True:
+            found = await self._survey(part, parts)
+            tables = self._tables()
+            findings = [*check(found), *check_layouts(found, tables)]
+            again, unsettled = await self._judge(found, findings)
+            rounds -= 1
+            quiet = 0 if again else quiet + 1
+            if rounds == 0 or (not again and not unsettled) or quiet > 2:
+                self._report.unsettled += unsettled
+                return found
+            await trio.sleep(PAUSE_S)
+
+    async def _survey(self, part: int, parts: int) -> Survey:
+        found = Survey(part, parts)
+        total = (await self._meta.call(STATFS, Empty())).files
+        stage = "reading the namespace" if parts == 1 else f"reading the namespace, part {part + 1} of {parts}"
+        for begin, end in (span(b"INOD"), *_ALL_BUT_INODES):
+            more = True
+            while more:
+                reply = await self._meta.call(SCAN, ScanRequest(begin, end))
+                for key, value in zip(reply.keys, reply.values, strict=True):
+                    found.add(key, value)
+                more = reply.more
+                if more:
+                    begin = reply.keys[-1] + b"\0"
+                self._progress(stage, found.records["INOD"] + found.records["DENT"], 2 * max(0, total))
+        self._report.inodes = found.records["INOD"]
+        return found
+
+    async def _judge(self, found: Survey, findings: Sequence[Finding]) -> tuple[bool, int]:
+        """Have all findings looked at again. Returns whether something was repaired, and how many could not be decided."""
+        again = False
+        unsettled = 0
+        problems = problems_of(found, findings)
+        for at in range(0, len(problems), BATCH):
+            batch = problems[at : at + BATCH]
+            reply = await self._meta.call(MEND, MendRequest(tuple(batch), self._repair))
+            for finding, outcome in zip(findings[at : at + BATCH], reply.outcomes, strict=True):
+                if outcome.verdict is Verdict.GONE:
+                    continue
+                if outcome.verdict is Verdict.UNSETTLED:
+                    unsettled += 1
+                    continue
+                again = again or outcome.verdict is Verdict.MENDED
+                self._tell(finding, outcome)
+            self._progress("looking again", at + len(batch), len(problems))
+        return again, unsettled
+
+    def _tell(self, finding: Finding, outcome: Outcome) -> None:
+        key = (finding.fault, finding.inode, finding.parent, finding.name)
+        if key in self._reported and outcome.verdict is not Verdict.MENDED:
+            return
+        self._reported.add(key)
+        text = finding.text
+        self._report.findings.append(
+            Reported(finding.fault, finding.inode, text, state_of(outcome, self._repair), outcome.text)
+        )
+
+
+def problems_of(found: Survey, findings: Iterable[Finding]) -> list[Problem]:
+    """What the daemons are asked about each finding."""
+    findings = list(findings)
+    wanted = {finding.inode for finding in findings}
+    names: dict[int, list[EntryRef]] = {number: [] for number in wanted}
+    ways = any(finding.fault is Fault.LOOP for finding in findings)
+    above: dict[int, EntryRef] = {}
+    for parent, name, number, kind in found.entries:
+        if number in wanted:
+            names[number].append(EntryRef(parent, name))
+        if ways and kind == DIRECTORY:
+            above[number] = EntryRef(parent, name)
+    problems = []
+    for finding in findings:
+        inode = found.inodes.get(finding.inode)
+        refs = names[finding.inode] if finding.fault is not Fault.LOOP else _way_up(above, finding.inode)
+        ctime_ns = inode.ctime_ns if inode is not None else 0
+        problems.append(Problem(finding.fault.name, finding.inode, finding.parent, finding.name, tuple(refs), ctime_ns))
+    return problems
+
+
+def _way_up(above: dict[int, EntryRef], directory: int) -> list[EntryRef]:
+    way: list[EntryRef] = []
+    seen: set[int] = set()
+    at = directory
+    while at in above and at not in seen:
+        seen.add(at)
+        way.append(above[at])
+        at = above[at].parent
+    return way

@@ -1,13 +1,33 @@
 """Which mgmtd is primary: a lease on a record in the KV store, without trusting anybody's clock but one's own. Pure.
 
-The primary renews the record now and then, and counts itself as primary for half the lease time after it began its last
-renewal. Another one takes over when it has seen the record unchanged for the whole lease time, by its own monotonic clock.
-Each take-over raises the epoch, and all that a primary writes is written in transactions that check the epoch.
+The primary renews the record now and then, and counts itself as primary for two thirds of the lease time after it began its
+last renewal. Another one takes over when it has seen the record unchanged for the whole lease time, by its own monotonic
+clock. Clocks may so run at speeds that differ by half. Each take-over raises the epoch, and all that a primary writes is
+written in transactions that check the epoch.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+RENEWALS_PER_LEASE = 8
+"""How often the primary renews the record, and others look at it, in the time of a lease."""
+
+
+def lease_ms(node_lease_ms: int, exclusive: bool) -> int:
+    """The lease of the primary, given that of the nodes, T. exclusive: nobody else can be primary.
+
+    A node gives up after T/2 without an answer, and may have asked T/4 before the primary died: it is to find the next
+    one within T/4. That takes a lease of T/8, an eighth of this for who looks at the record now and then, and the time to
+    load the state; what is left is for finding it.
+    """
+    return node_lease_ms if exclusive else node_lease_ms // 8
+
+
+def held_s(lease_ms: int) -> float:
+    """How long after it began to renew its lease a primary may believe in it."""
+    return lease_ms / 1500
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +61,8 @@ class PrimaryLease:
         self._lease_ms = lease_ms
         self._exclusive = exclusive
         self._seen: Record | None = None
-        self._seen_at = 0.0
+        self._seen_at = 0.0  # when it was first seen as it is
+        self._looked_at = 0.0  # when it was seen last
         self._epoch = 0
         self._held_until = 0.0
         # Invariant: holds(t) for no t at which another one could have taken over from us.
@@ -55,13 +76,22 @@ class PrimaryLease:
         """Whether we may act as primary."""
         return now < self._held_until
 
-    def primary_address(self) -> str:
-        """Where the primary is, when it is another one that we know of; else empty."""
+    def primary_address(self, now: float) -> str:
+        """Where the primary is, when it is another one that we know of; else empty: also where we could not look for so long
+        that there may be another."""
         owner = self._seen.owner if self._seen is not None else None
-        return owner.address if owner is not None and not owner.released and not self._is_me(owner) else ""
+        if owner is None or owner.released or self._is_me(owner) or now - self._looked_at > owner.lease_ms / 1000:
+            return ""
+        return owner.address
+
+    def free_at(self) -> float:
+        """When the lease becomes free unless it is renewed before; inf where it is ours, or nobody's."""
+        owner = self._seen.owner if self._seen is not None else None
+        return self._seen_at + owner.lease_ms / 1000 if owner is not None and not self._is_me(owner) else math.inf
 
     def decide(self, record: Record, now: float) -> Record | None:
         """What to write in the transaction that has read `record` (now: after the read); None: somebody else has it."""
+        self._looked_at = now
         if record != self._seen:
             self._seen, self._seen_at = record, now
         owner = record.owner
@@ -77,7 +107,7 @@ class PrimaryLease:
         assert written.owner is not None and self._is_me(written.owner)
         self._seen, self._seen_at = written, asked_at
         self._epoch = written.owner.epoch
-        self._held_until = asked_at + self._lease_ms / 2000
+        self._held_until = asked_at + held_s(self._lease_ms)
 
     def give_up(self) -> None:
         """Act as primary no more until granted anew, which begins another epoch."""

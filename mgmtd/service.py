@@ -39,7 +39,7 @@ from fs3.routing import Node
 from fs3.rpc.server import Call, RpcServer
 
 from .cluster import Cluster, Timing
-from .lease import PrimaryLease
+from .lease import RENEWALS_PER_LEASE, PrimaryLease, held_s, lease_ms
 from .state import Change
 from .store import Store
 
@@ -64,6 +64,28 @@ class Me:
     exclusive: bool
 
 
+class Outage:
+    """The store does not work: said at once, and as an error when it lasts for `error_after_s`."""
+
+    def __init__(self, error_after_s: float) -> None:
+        self._error_after_s = error_after_s
+        self._since: float | None = None
+        self._told = False
+
+    def goes_on(self, error: FS3Error, now: float) -> None:
+        if self._since is None:
+            self._since = now
+            logger.warning("cannot reach the store, trying on: %s", error)
+        elif not self._told and now - self._since >= self._error_after_s:
+            self._told = True
+            logger.error("the store cannot be reached for %.0f s, nothing can change: %s", now - self._since, error)
+
+    def over(self) -> None:
+        if self._since is not None:
+            logger.warning("the store works again")
+        self._since, self._told = None, False
+
+
 class MgmtdService:
     """One mgmtd daemon's service. `bind` its handlers to a server, and keep `run` running."""
 
@@ -72,8 +94,7 @@ class MgmtdService:
         self._store = store
         self._me = me
         self._timing = timing
-        # Daemons give up after half their lease without an answer: until then another mgmtd must have taken over.
-        self._lease_ms = timing.lease_ms if me.exclusive else timing.lease_ms // 4
+        self._lease_ms = lease_ms(timing.lease_ms, me.exclusive)
         self._lease = PrimaryLease(me.node, me.incarnation, me.address, self._lease_ms, me.exclusive)
         self._cluster: Cluster | None = None  # while we are primary
         self._epoch = 0  # of the lease under which it was loaded
@@ -115,33 +136,34 @@ class MgmtdService:
 
     async def _hold_office(self, task_status: trio.TaskStatus[None]) -> None:
         """Renew the lease or try to get it, for ever."""
-        interval_s = self._lease_ms / 8000
-        started = failing = False
+        interval_s = self._lease_ms / 1000 / RENEWALS_PER_LEASE
+        outage = Outage(self._timing.lease_ms / 1000)
+        started = False
         while True:
             self._wake = trio.Event()
             try:
                 await self._contend()
-                if failing:
-                    logger.warning("the store works again")
-                failing = False
+                outage.over()
             except FS3Error as error:
                 if error.code is Code.CONFIG or not error.retryable:
                     raise
-                if not failing and error.code not in (Code.CONFLICT, Code.NOT_PRIMARY):
-                    failing = True
-                    logger.error("cannot reach the store, trying on: %s", error)
-            if not started and (self.is_primary or self._lease.primary_address()):
+                if error.code not in (Code.CONFLICT, Code.NOT_PRIMARY):
+                    outage.goes_on(error, self._env.monotonic())
+            if not started and (self.is_primary or self._address_of_primary()):
                 started = True
                 task_status.started()
             await trio.sleep(interval_s / 4)  # at most so often, however urgent
-            with trio.move_on_after(interval_s * 3 / 4):
+            free_in_s = max(0.0, self._lease.free_at() - self._env.monotonic())
+            with trio.move_on_after(min(interval_s * 3 / 4, free_in_s)):
                 await self._wake.wait()
 
     async def _contend(self) -> None:
         """One try to get or keep the lease; and to take or leave office by its outcome."""
         try:
-            with trio.move_on_after(self._lease_ms / 2000):
+            with trio.fail_after(held_s(self._lease_ms)):
                 await self._store.contend(self._lease, self._env.monotonic)
+        except trio.TooSlowError:
+            raise FS3Error(Code.KV_UNAVAILABLE, "the store does not answer in time") from None
         finally:
             if self._cluster is not None and not self._lease.holds(self._env.monotonic()):
                 logger.warning("no longer primary (epoch %d)", self._epoch)
@@ -183,8 +205,11 @@ class MgmtdService:
     def _primary(self) -> Cluster:
         """The cluster, for those who ask the primary. Raises NOT_PRIMARY."""
         if self._cluster is None or not self._lease.holds(self._env.monotonic()):
-            raise not_primary(self._lease.primary_address())
+            raise not_primary(self._address_of_primary())
         return self._cluster
+
+    def _address_of_primary(self) -> str:
+        return self._lease.primary_address(self._env.monotonic())
 
     # -- changes
 
@@ -201,12 +226,15 @@ class MgmtdService:
                 cluster.apply(change)
                 return reply
             try:
-                with trio.CancelScope(shield=True), trio.fail_after(COMMIT_MS_MAX / 1000):
+                with trio.CancelScope(shield=True):
                     if self._env.rare("mgmtd.commit.late"):
                         await trio.sleep(self._lease_ms / 1000)
-                    await self._store.commit(change, self._epoch, cluster.head.revision)
+                    # One that takes as long as a lease is of no use: another one may be primary by then.
+                    with trio.fail_after(min(COMMIT_MS_MAX, self._lease_ms) / 1000):
+                        await self._store.commit(change, self._epoch, cluster.head.revision)
             except (FS3Error, trio.TooSlowError) as error:
-                logger.warning("a change could not be committed, loading the stored state again: %s", error)
+                why = str(error) or "the store does not answer in time"
+                logger.warning("a change could not be committed, loading the stored state again: %s", why)
                 self._step_down()
                 self._wake.set()
                 if isinstance(error, FS3Error) and not error.retryable:

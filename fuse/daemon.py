@@ -48,7 +48,7 @@ class MountConfig:
         1000, unit="ms", at_least=0, help="how long attributes stay valid: other mounts' changes show after that"
     )
     xattrs: bool = option(
-        False, help="extended attributes; costs one more request for each write, in which the kernel asks for capabilities"
+        True, help="extended attributes and POSIX ACLs; cost one more request for each file that is written"
     )
     read_ahead: int = option(
         8 * 1024 * 1024, unit="bytes", at_least=0, help="how far to read ahead of sequential readers; 0 = not at all"

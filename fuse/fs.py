@@ -8,6 +8,7 @@ Lookup counts: every reply that tells the kernel of an inode (lookup, mknod, cre
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,6 +29,9 @@ from .writebehind import WriteBehind
 
 LISTING_LIMIT = 512
 """Entries asked of meta at once."""
+
+_KERNELS_OWN = frozenset({b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default"})
+"""Extended attributes for which the kernel asks by itself, and mostly in vain."""
 
 _ACCESS = {os.O_RDONLY: Access.READ, os.O_WRONLY: Access.WRITE, os.O_RDWR: Access.READ_WRITE}
 
@@ -163,7 +167,12 @@ class FileSystem:
 
     async def getattr(self, inode: int) -> Attr:
         await self._settle(inode)  # else the time of the last write would change again when it is sent
-        return await self._client.getattr(inode)
+        attr = await self._client.getattr(inode)
+        if not attr.xattrs:
+            known = self._inodes.get(inode)
+            if known is not None:
+                known.bare_since = self._client.env.monotonic()
+        return attr
 
     def _buffered_view(self, attr: Attr) -> Attr:
         """`attr` with the length that buffered writes give it."""
@@ -213,7 +222,18 @@ class FileSystem:
         space = await self._client.space()
         return space.capacity, space.used, space.files
 
+    def is_bare(self, inode: int, name: bytes, age_s: float) -> bool:
+        """Whether an inode is known to lack an attribute for which the kernel asks by itself, by an answer of meta not
+        older than age_s: as good as all the attributes that the kernel keeps."""
+        if name not in _KERNELS_OWN:
+            return False
+        known = self._inodes.get(inode)
+        return known is not None and not known.attributed and self._client.env.monotonic() - known.bare_since <= age_s
+
     async def setxattr(self, caller: Caller, inode: int, name: bytes, value: bytes | None) -> None:
+        known = self._inodes.get(inode)
+        if known is not None:
+            known.attributed = True
         await self._client.setxattr(caller, inode, name, value, XattrMode.ANY)
 
     async def getxattr(self, caller: Caller, inode: int, name: bytes) -> bytes:
@@ -252,7 +272,9 @@ class FileSystem:
                 caller, parent, name, mode, _access(flags), exclusive=bool(flags & os.O_EXCL),
                 truncate=bool(flags & os.O_TRUNC), append=bool(flags & os.O_APPEND),
             )  # fmt: skip
-            self._inodes.told(file.inode.id, (parent, name))
+            known = self._inodes.told(file.inode.id, (parent, name))
+            if not file.inode.attr.xattrs:
+                known.bare_since = self._client.env.monotonic()
             self._note_open(file)
         finally:
             self._opening -= 1
@@ -438,7 +460,8 @@ class FileSystem:
 
     def _told(self, attr: Attr, parent: int, name: bytes) -> Attr:
         attr = self._buffered_view(attr)
-        self._inodes.told(attr.inode, (parent, name))
+        known = self._inodes.told(attr.inode, (parent, name))
+        known.bare_since = -math.inf if attr.xattrs else self._client.env.monotonic()
         if attr.kind is FileKind.FILE:
             self._open_names.seen(attr.inode, (parent, name), attr.nlink)
         return attr

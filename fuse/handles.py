@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
@@ -20,16 +21,19 @@ class KnownInode:
 
     names: those that the kernel was told and that were not removed here, so all by which it may remove the inode; others may
     have removed some. more: whether there were too many. cache_version: data_version of the file that the kernel's page
-    cache stands for; -1 where it stands for none.
+    cache stands for; -1 where it stands for none. bare_since: when meta last said that it has no extended attributes and no
+    ACL (monotonic seconds). attributed: this mount has given it some, and meta's older answers may still come.
     """
 
-    __slots__ = ("cache_version", "lookups", "more", "names")
+    __slots__ = ("attributed", "bare_since", "cache_version", "lookups", "more", "names")
 
     def __init__(self) -> None:
         self.lookups = 0
         self.names: tuple[Name, ...] = ()
         self.more = False
         self.cache_version = -1
+        self.bare_since = -math.inf
+        self.attributed = False
 
     def add(self, name: Name) -> None:
         if name not in self.names:

@@ -13,6 +13,8 @@ from typing import Any
 
 import trio
 
+from .handshake import Handshake
+
 IMMEDIATE_MAX = 16
 """Requests taken in a row without letting other tasks run."""
 
@@ -49,13 +51,20 @@ class QuickLock:
 class _Lowlevel:
     """trio.lowlevel, with another wait_readable."""
 
-    def __init__(self) -> None:
+    def __init__(self, handshake: Handshake | None = None) -> None:
+        self._handshake = handshake
         self._poll: select.poll | None = None
         self._immediate = 0
 
     async def wait_readable(self, descriptor: int) -> None:
         """As trio's, for one and the same descriptor; returns at once where it is readable already."""
         if self._poll is None:
+            first = self._handshake
+            if first is not None and not first.requested:
+                await first.request()
+                return
+            if first is not None and not first.done:
+                await first.reply()
             self._poll = select.poll()
             self._poll.register(descriptor, select.POLLIN)
         if self._immediate < IMMEDIATE_MAX and self._poll.poll(0):
@@ -73,8 +82,8 @@ class RequestLoopTrio:
 
     Lock = QuickLock
 
-    def __init__(self) -> None:
-        self.lowlevel = _Lowlevel()
+    def __init__(self, handshake: Handshake | None = None) -> None:
+        self.lowlevel = _Lowlevel(handshake)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio, name)

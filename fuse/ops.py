@@ -18,8 +18,10 @@ import trio
 from fs3.api.meta import Attr, Caller, FileKind, RenameFlags
 from fs3.errors import Code, FS3Error
 
+from . import handshake
 from .callers import Callers
 from .fs import FileSystem, Opened
+from .handshake import Handshake
 from .loop import RequestLoopTrio
 
 logger = logging.getLogger("fs3.fuse.ops")
@@ -71,7 +73,6 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = True
     enable_writeback_cache = False
-    enable_acl = False
 
     def __init__(
         self, fs: FileSystem, callers: Callers, entry_timeout_s: float, attr_timeout_s: float, xattrs: bool
@@ -79,9 +80,10 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._fs = fs
         self._callers = callers
-        self._entry_timeout_s = entry_timeout_s
-        self._attr_timeout_s = attr_timeout_s
+        self.entry_timeout_s = entry_timeout_s  # both may be changed at any time
+        self.attr_timeout_s = attr_timeout_s
         self._xattrs = xattrs
+        self.enable_acl = xattrs  # which pyfuse3 asks for
 
     def _caller(self, ctx: pyfuse3.RequestContext) -> Caller:
         return self._callers.caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask)
@@ -90,8 +92,8 @@ class Operations(pyfuse3.Operations):
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = attr.inode
         entry.generation = attr.generation
-        entry.entry_timeout = self._entry_timeout_s
-        entry.attr_timeout = self._attr_timeout_s
+        entry.entry_timeout = self.entry_timeout_s
+        entry.attr_timeout = self.attr_timeout_s
         entry.st_mode = _TYPES[attr.kind] | attr.mode
         entry.st_nlink = attr.nlink
         entry.st_uid = attr.uid
@@ -276,6 +278,8 @@ class Operations(pyfuse3.Operations):
     @_posix
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         self._require_xattrs()
+        if self._fs.is_bare(inode, name, self.attr_timeout_s):
+            raise pyfuse3.FUSEError(errno.ENODATA)
         return await self._fs.getxattr(self._caller(ctx), inode, name)
 
     @_posix
@@ -289,7 +293,7 @@ class Operations(pyfuse3.Operations):
         await self._fs.setxattr(self._caller(ctx), inode, name, None)
 
     def _require_xattrs(self) -> None:
-        """Without them the kernel is told so, and never asks again: it would ask for one before every write."""
+        """Without them the kernel is told so, and never asks again."""
         if not self._xattrs:
             raise pyfuse3.FUSEError(errno.ENOSYS)
 
@@ -300,11 +304,14 @@ def _file_info(opened: Opened) -> pyfuse3.FileInfo:
 
 def mount(operations: Operations, mountpoint: str, options: set[str]) -> None:
     """Mount; requests wait until answer() runs. Raises FS3Error(CONFIG) where the kernel refuses."""
-    vars(pyfuse3)["trio"] = RequestLoopTrio()
+    before = handshake.devices()
     try:
         pyfuse3.init(operations, mountpoint, options)
     except RuntimeError as error:
         raise FS3Error(Code.CONFIG, f"{mountpoint}: cannot be mounted: {error}") from None
+    (descriptor,) = handshake.devices() - before
+    wanted = handshake.DONT_MASK | handshake.HANDLE_KILLPRIV_V2 if operations.enable_acl else 0
+    vars(pyfuse3)["trio"] = RequestLoopTrio(Handshake(descriptor, wanted))
 
 
 async def answer() -> None:

@@ -1,4 +1,4 @@
-"""Who may do what: permission bits, sticky directories, set-id bits. Pure.
+"""Who may do what: permission bits, ACLs, sticky directories, set-id bits. Pure.
 
 The order in which operations ask is Linux's, since programs and test suites know its error numbers.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 from fs3.api.meta import Caller
 from fs3.errors import Code, FS3Error
 
-from .schema import DIRECTORY, Inode
+from . import posix_acl
+from .schema import DIRECTORY, INODE_ACL, Inode
 
 READ = 4
 WRITE = 2
@@ -32,6 +33,8 @@ def may(inode: Inode, caller: Caller, mask: int) -> bool:
         return not mask & EXECUTE or inode.kind == DIRECTORY or mode & 0o111 != 0
     if uid == inode.uid:
         mode >>= 6
+    elif inode.flags & INODE_ACL and inode.access and mode & 0o070:  # as Linux: without bits of the group it does not ask
+        return posix_acl.allows(inode.access, inode.gid, caller, mask)
     elif inode.gid == caller.gid or inode.gid in caller.groups:
         mode >>= 3
     return mode & mask == mask
@@ -56,8 +59,9 @@ def require_owner(inode: Inode, caller: Caller) -> None:
 
 
 def initial_mode(parent: Inode, caller: Caller, directory: bool, mode: int) -> tuple[int, int]:
-    """(mode, gid) of what the caller makes in `parent`: umask, and the group of a set-gid directory."""
-    mode = mode & 0o7777 & ~caller.umask
+    """(mode, gid) of what the caller makes in `parent`: umask, unless a default ACL takes its place, and the group of a
+    set-gid directory."""
+    mode = mode & 0o7777 & ~(0 if parent.default else caller.umask)
     if not parent.mode & SET_GID:
         return mode, caller.gid
     if directory:

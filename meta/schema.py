@@ -3,8 +3,8 @@
 Keys are a 4-byte tag and ordered parts (fs3.kv.keys). Integers in values are little-endian.
 
     tag   key parts                 value
-    INOD  inode                     Inode: attributes, layout, a symlink's target. Present as long as the inode has a name
-                                    or a session; what has neither is in GCQ_, or gone.
+    INOD  inode                     Inode: attributes, layout, a symlink's target; POSIX ACLs where INODE_ACL is set. Present
+                                    as long as the inode has a name or a session; what has neither is in GCQ_, or gone.
     DENT  parent, name              inode u64, kind u8: one directory entry.
     DTIM  directory                 mtime i64, ctime i64 (ns). Of directories these two stand here and not in INOD, so that
                                     creating and removing names writes them blindly and conflicts with nobody.
@@ -43,11 +43,16 @@ INODE_PENDING = 1
 """An INTN is there: whoever opens, resizes or reports on this file completes it first."""
 INODE_XATTRS = 2
 """XATR keys may exist."""
+INODE_ACL = 4
+"""The inode has an access or a default ACL."""
 
 FORMAT = 1
 """First byte of INOD, SESS, INTN and GCQ_ values; a reader refuses a greater one."""
+FORMAT_ACL = 2
+"""That of an INOD value with INODE_ACL, which a reader that knows no ACLs must refuse."""
 
 _INODE = struct.Struct("<BBBHIIIqqqqQQQQIIIIQ")
+_LENGTH = struct.Struct("<H")
 _DENTRY = struct.Struct("<QB")
 _TIMES = struct.Struct("<qq")
 _SESSION = struct.Struct("<BBIq")
@@ -124,7 +129,8 @@ def span(prefix: bytes) -> tuple[bytes, bytes]:
 @dataclass(slots=True)
 class Inode:
     """The value of INOD, unpacked. mtime_ns, ctime_ns and nlink of a directory are right only once they were read from
-    DTIM and DSUB (resolve.complete). flags: INODE_*. target: of a symlink. For the rest see fs3.api.meta.Attr."""
+    DTIM and DSUB (resolve.complete). flags: INODE_*. target: of a symlink. access, default: ACLs (meta.posix_acl), b"" for
+    none; set them by set_acls. For the rest see fs3.api.meta.Attr."""
 
     id: int
     kind: int
@@ -147,10 +153,17 @@ class Inode:
     stripe: int
     seed: int
     target: bytes = b""
+    access: bytes = b""
+    default: bytes = b""
+
+    def set_acls(self, access: bytes, default: bytes) -> None:
+        self.access, self.default = access, default
+        self.flags = self.flags | INODE_ACL if access or default else self.flags & ~INODE_ACL
 
     def pack(self) -> bytes:
+        acls = self.flags & INODE_ACL
         value = _INODE.pack(
-            FORMAT,
+            FORMAT_ACL if acls else FORMAT,
             self.kind,
             self.flags,
             self.mode,
@@ -171,15 +184,21 @@ class Inode:
             self.stripe,
             self.seed,
         )
+        if acls:
+            return value + _LENGTH.pack(len(self.access)) + self.access + self.default
         return value + self.target if self.target else value
 
     @staticmethod
     def unpack(inode: int, value: bytes) -> Inode:
         fields = _INODE.unpack_from(value)
-        if fields[0] != FORMAT:
-            raise _newer("INOD", fields[0])
         found = Inode(inode, *fields[1:])
-        if len(value) > _INODE.size:
+        if fields[0] == FORMAT_ACL:
+            begin = _INODE.size + _LENGTH.size
+            end = begin + _LENGTH.unpack_from(value, _INODE.size)[0]
+            found.access, found.default = value[begin:end], value[end:]
+        elif fields[0] != FORMAT:
+            raise _newer("INOD", fields[0])
+        elif len(value) > _INODE.size:
             found.target = value[_INODE.size :]
         return found
 
@@ -205,6 +224,7 @@ class Inode:
             self.truncate_version,
             self.data_version,
             self.layout() if kind <= 2 else None,
+            self.flags & (INODE_XATTRS | INODE_ACL) != 0,
         )
 
 

@@ -30,7 +30,7 @@ PURE = {
         "placement/*.py",
     ),
     "mgmtd": ("chains.py", "cluster.py", "draft.py", "lease.py", "placement.py", "state.py"),
-    "meta": ("schema.py", "acl.py", "fsck.py"),
+    "meta": ("schema.py", "acl.py", "posix_acl.py", "fsck.py"),
     "storage": (
         "replica.py",
         "channels.py",

@@ -41,7 +41,8 @@ class Caller:
 class Attr:
     """An inode. length in bytes (a symlink's: of its target). parent: of directories, else 0. truncate_version grows
     with each change of the size by a client, so that a length report from before it is not taken for one after it.
-    data_version grows whenever content may have changed (a writer's report, truncation): kernel caches live by it."""
+    data_version grows whenever content may have changed (a writer's report, truncation): kernel caches live by it.
+    xattrs: False where it surely has neither extended attributes nor ACLs."""
 
     inode: int
     generation: int
@@ -59,6 +60,7 @@ class Attr:
     truncate_version: int = 0
     data_version: int = 0
     layout: FileLayout | None = None
+    xattrs: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ class SetattrRequest:
 class MknodRequest:
     """Make a directory entry and inode: mkdir (DIRECTORY), symlink (SYMLINK, with target), mknod (any other kind).
 
-    mode: before the umask, which the server applies.
+    mode: before the umask, which the server applies, unless the directory has a default ACL.
     """
 
     tag: RequestTag
@@ -319,7 +321,8 @@ class XattrMode(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SetxattrRequest:
-    """value None removes the attribute (NO_ATTRIBUTE where there is none)."""
+    """value None removes the attribute (NO_ATTRIBUTE where there is none). POSIX ACLs are system.posix_acl_access and
+    system.posix_acl_default, in the kernel's form."""
 
     tag: RequestTag
     caller: Caller

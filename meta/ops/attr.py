@@ -7,7 +7,7 @@ from fs3.errors import Code, FS3Error
 from fs3.kv.base import Txn
 from fs3.layout import FILE_LENGTH_MAX
 
-from .. import acl, resolve
+from .. import acl, posix_acl, resolve
 from ..context import Context
 from ..schema import (
     DIRECTORY,
@@ -51,6 +51,8 @@ def _set_mode_and_owner(inode: Inode, request: SetattrRequest) -> None:
     caller = request.caller
     if request.mode is not None:
         inode.mode = acl.changed_mode(inode, caller, request.mode, request.by_handle)
+        if inode.access:
+            inode.access = posix_acl.with_mode(inode.access, inode.mode)
     uid, gid = request.uid, request.gid
     if uid is None and gid is None:
         return

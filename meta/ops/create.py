@@ -18,7 +18,7 @@ from fs3.ids import ROOT_INODE
 from fs3.kv.base import Txn
 from fs3.layout import FileLayout
 
-from .. import acl, resolve
+from .. import acl, posix_acl, resolve
 from ..context import Context
 from ..schema import (
     DIRECTORY,
@@ -49,6 +49,9 @@ async def _make(ctx: Context, txn: Txn, parent: Inode, name: bytes, kind: int, c
     """An inode that the caller makes in a directory, and its entry, both written but for INOD."""
     acl.require(parent, caller, acl.WRITE)
     mode, gid = acl.initial_mode(parent, caller, kind == DIRECTORY, mode)
+    access = b""
+    if parent.default and kind != SYMLINK:
+        access, mode = posix_acl.inherited(parent.default, mode)
     now_ns = ctx.now_ns()
     number = await ctx.ids.take()
     if kind == FILE:
@@ -81,6 +84,8 @@ async def _make(ctx: Context, txn: Txn, parent: Inode, name: bytes, kind: int, c
         layout.stripe,
         layout.seed,
     )
+    if parent.default:
+        inode.set_acls(access, parent.default if kind == DIRECTORY else b"")
     txn.set(entry_key(parent.id, name), pack_entry(number, kind))
     txn.set(times_key(parent.id), pack_times(now_ns, now_ns))
     txn.atomic_add(STAT_INODES, 1)

@@ -26,6 +26,7 @@ from ..schema import (
     DIRECTORY,
     FILE,
     INODE_PENDING,
+    INODE_XATTRS,
     INTENT_SETTLE,
     SYMLINK,
     Inode,
@@ -34,9 +35,11 @@ from ..schema import (
     inode_key,
     intent_key,
     session_key,
+    xattr_key,
 )
 from .attr import set_length
 from .unlink import discard, has_session
+from .xattr import CAPABILITY
 
 WRITES = int(Access.WRITE)
 _RIGHTS = {Access.READ: acl.READ, Access.WRITE: acl.WRITE, Access.READ_WRITE: acl.READ | acl.WRITE}
@@ -93,11 +96,19 @@ async def _take_report(ctx: Context, txn: Txn, inode: Inode, request: CloseReque
     if request.wrote:
         inode.mtime_ns = inode.ctime_ns = ctx.now_ns()
         inode.data_version += 1
-        if inode.mode & (acl.SET_UID | acl.SET_GID):
-            value = await txn.get(session_key(inode.id, request.client, request.session))
-            if value is None or Session.unpack(value).uid != 0:
-                inode.mode = acl.without_set_id(inode.mode)
+        await _drop_privileges(txn, inode, request)
     return changed
+
+
+async def _drop_privileges(txn: Txn, inode: Inode, request: CloseRequest | ReportRequest | AppendRequest) -> None:
+    """What a write takes from a file: capabilities, and set-id bits unless root wrote. The kernel has done so already but
+    for writes past its pages."""
+    if inode.mode & (acl.SET_UID | acl.SET_GID):
+        value = await txn.get(session_key(inode.id, request.client, request.session))
+        if value is None or Session.unpack(value).uid != 0:
+            inode.mode = acl.without_set_id(inode.mode)
+    if inode.flags & INODE_XATTRS:
+        txn.clear(xattr_key(inode.id, CAPABILITY))
 
 
 async def close(ctx: Context, txn: Txn, request: CloseRequest) -> AttrReply:
@@ -166,5 +177,6 @@ async def append(ctx: Context, txn: Txn, request: AppendRequest) -> AppendReply:
     inode.length = offset + request.length
     inode.mtime_ns = inode.ctime_ns = ctx.now_ns()
     inode.data_version += 1
+    await _drop_privileges(txn, inode, request)
     txn.set(inode_key(inode.id), inode.pack())
     return AppendReply(offset, inode.attr())

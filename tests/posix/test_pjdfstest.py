@@ -8,7 +8,7 @@ from tests.posix.pjdfstest import parsed, why_not
 
 
 def test_counts_what_passed_failed_and_was_expected_to_fail() -> None:
-    outcome = parsed("a.t", "1..4\nok 1\nnot ok 2 - tried 'x', expected 0, got EPERM\nok 3\nnot ok 4 # TODO known\n")
+    outcome = parsed("a.t", "1..4\nok 1\nnot ok 2 - tried 'x', expected 0, got EPERM\nok 3\nnot ok 4 # todo known\n")
     assert (outcome.planned, outcome.passed, outcome.todo) == (4, 2, 1)
     assert outcome.failures == ("a.t: not ok 2 - tried 'x', expected 0, got EPERM",)
 

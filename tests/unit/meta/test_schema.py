@@ -17,11 +17,16 @@ LAYOUTS = st.builds(FileLayout, U32, U32, U32, U32, U64)
 
 @st.composite
 def inodes(draw: st.DrawFn) -> Inode:
-    return Inode(
-        draw(U64), draw(st.integers(1, 7)), draw(st.integers(0, 255)), draw(st.integers(0, 0o7777)), draw(U32), draw(U32),
+    inode = Inode(
+        draw(U64), draw(st.integers(1, 7)), draw(st.integers(0, 3)), draw(st.integers(0, 0o7777)), draw(U32), draw(U32),
         draw(U32), draw(st.integers(0, 2**63 - 1)), draw(I64), draw(I64), draw(I64), draw(U64), draw(U64), draw(U64),
-        draw(U64), draw(U32), draw(U32), draw(U32), draw(U32), draw(U64), draw(st.binary(max_size=4095)),
+        draw(U64), draw(U32), draw(U32), draw(U32), draw(U32), draw(U64),
     )  # fmt: skip
+    if draw(st.booleans()):
+        inode.set_acls(draw(st.binary(max_size=4095)), draw(st.binary(max_size=4095)))
+    else:
+        inode.target = draw(st.binary(max_size=4095))
+    return inode
 
 
 @given(inodes())
@@ -90,7 +95,7 @@ def test_a_record_of_a_newer_version_is_refused(unpack: object) -> None:
     }
     inode = Inode(1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0).pack()
     value = bytearray(values.get(unpack, inode))  # type: ignore[call-overload]
-    value[0] = schema.FORMAT + 1
+    value[0] = schema.FORMAT_ACL + 1
     with pytest.raises(FS3Error) as caught:
         unpack(bytes(value))  # type: ignore[operator]
     assert caught.value.code is Code.FORMAT_VERSION and not caught.value.retryable

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from fs3.api import meta as api
 from fs3.api.meta import RELEASE, Access, Caller, FileKind, ReleaseRequest, SessionRef
 from fs3.errors import Code
 from fs3.kv.memory import MemoryEngine
@@ -140,6 +141,17 @@ async def test_appends_get_ranges_of_their_own() -> None:
             await w.append(attr, FILE_LENGTH_MAX)
         async with refused(Code.INVALID):
             await w.append(attr, -1)
+
+
+async def test_an_append_takes_set_id_bits_and_capabilities() -> None:
+    async with world() as w:
+        attr = await w.file(R, b"f")
+        await w.setattr(attr.inode, uid=ALICE.uid, mode=0o6777)
+        await w.call(api.SETXATTR, api.SetxattrRequest(w.tag(), w.caller, attr.inode, b"security.capability", b"1"))
+        w.caller = ALICE
+        await w.open(attr.inode, Access.WRITE)
+        assert (await w.append(attr, 10)).attr.mode == 0o777
+        assert (await w.call(api.LISTXATTR, api.ListxattrRequest(w.caller, attr.inode))).names == ()
 
 
 async def test_an_append_after_a_truncation_asks_the_chains() -> None:

@@ -56,7 +56,8 @@ async def test_errors_of_names_and_values(monkeypatch: pytest.MonkeyPatch) -> No
     async with world() as w:
         inode = (await w.file(R, b"f")).inode
         for name, code in [
-            (b"system.posix_acl_access", Code.NOT_SUPPORTED),
+            (b"system.posix_acl_access", Code.INVALID),
+            (b"system.nfs4_acl", Code.NOT_SUPPORTED),
             (b"other", Code.NOT_SUPPORTED),
             (b"user.", Code.INVALID),
             (b"user." + b"n" * 251, Code.OUT_OF_RANGE),

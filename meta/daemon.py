@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from fs3.rpc.client import RpcClient
 from fs3.rpc.server import RpcServer
 from fs3.transport.base import Listener
 
+from . import fsck_command
 from .chunks import RoutedChunks
 from .gc import GcTimes
 from .service import MetaService
@@ -127,6 +129,8 @@ def _store_url(config: MetaConfig) -> str:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["fsck"]:
+        sys.exit(fsck_command.main(sys.argv[2:]))
     daemon_main("fs3-meta", MetaConfig, run, "The metadata daemon of fs3: names, attributes, permissions.")
 
 

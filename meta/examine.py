@@ -29,8 +29,8 @@ ROUNDS_MAX = 6
 """Surveys of one part: one repair may show what else is wrong."""
 PAUSE_S = 0.5
 
-_ALL_BUT_INODES = ((b"", b"IDEM"), (b"IDEN", b"INOD"), (b"INOE", b"\xff"))
-"""What is read after the inodes: see Problem.ctime_ns. Records of requests have no rules."""
+_TAGS = (b"INOD", b"DENT", b"DSUB", b"DTIM", b"GCQ_", b"IBLK", b"INTN", b"SESS", b"STAT", b"XATR")
+"""What is read: inodes first, see Problem.ctime_ns. Records of requests have no rules; other keys may be mgmtd's."""
 
 
 class Caller(Protocol):
@@ -126,7 +126,8 @@ class Names:
         found = Survey(part, parts)
         total = (await self._meta.call(STATFS, Empty())).files
         stage = "reading the namespace" if parts == 1 else f"reading the namespace, part {part + 1} of {parts}"
-        for begin, end in (span(b"INOD"), *_ALL_BUT_INODES):
+        for tag in _TAGS:
+            begin, end = span(tag)
             more = True
             while more:
                 reply = await self._meta.call(SCAN, ScanRequest(begin, end))

@@ -133,10 +133,8 @@ def _same(one: bytes, other: bytes) -> int:
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-async def synced(world: World) -> None:
-    """Load, then all hosts lose power at once. Afterwards what was fsynced is there, and the store is in order."""
-    await world.start()
-    load = SyncedLoad(world)
+async def blackout(world: World, load: SyncedLoad) -> None:
+    """Load, then all hosts lose power at once, and come back."""
     load.start()
     faults = Faults(world)
     world.nursery.start_soon(faults.run)
@@ -153,6 +151,13 @@ async def synced(world: World) -> None:
     world.trace.note(f"all power is lost, and {lost} values of the store with it")
     faults.heal()
     await settle(world, trio.lowlevel.checkpoint)
+
+
+async def synced(world: World) -> None:
+    """After a blackout what was fsynced is there, and the store is in order."""
+    await world.start()
+    load = SyncedLoad(world)
+    await blackout(world, load)
     async with janitor(world) as fs:
         await load.check(fs)
         await check_new(fs)

@@ -21,14 +21,12 @@ from fs3.api.mgmtd import (
     ClusterConfigReply,
     FormatReply,
     FormatRequest,
-    GetRoutingReply,
     GetRoutingRequest,
     HeartbeatReply,
     HeartbeatRequest,
     ListClientsReply,
     RegisterReply,
     RegisterRequest,
-    RoutingMessage,
     UnregisterRequest,
     not_primary,
 )
@@ -36,10 +34,11 @@ from fs3.env import Env
 from fs3.errors import Code, FS3Error
 from fs3.ids import NodeKind
 from fs3.routing import Node
-from fs3.rpc.server import Call, RpcServer
+from fs3.rpc.server import Call, Encoded, Later, RpcServer
 
 from .cluster import Cluster, Timing
 from .lease import RENEWALS_PER_LEASE, PrimaryLease, held_s, lease_ms
+from .publisher import Publisher
 from .state import Change
 from .store import Store
 
@@ -47,8 +46,6 @@ logger = logging.getLogger("fs3.mgmtd.service")
 
 T = TypeVar("T")
 
-WAIT_MS_MAX = 60_000
-"""Longest that GET_ROUTING waits for something newer."""
 COMMIT_MS_MAX = 10_000
 """A commit that takes longer counts as lost."""
 
@@ -99,7 +96,7 @@ class MgmtdService:
         self._cluster: Cluster | None = None  # while we are primary
         self._epoch = 0  # of the lease under which it was loaded
         self._lock = trio.Lock()  # held from making a change to applying it
-        self._changed = trio.Event()  # fires when routing changes, or we are no longer primary
+        self._publisher = Publisher(env)
         self._wake = trio.Event()  # the lease must be seen to at once
 
     @property
@@ -123,6 +120,7 @@ class MgmtdService:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_time)
+                nursery.start_soon(self._publisher.run)
                 await self._hold_office(task_status)
         finally:
             self._step_down()
@@ -175,6 +173,7 @@ class MgmtdService:
         """Load everything and begin to answer."""
         async with self._lock:
             self._cluster = None  # not _step_down(): the lease just taken is to be kept
+            self._publisher.end(not_primary(""))
             epoch = self._lease.epoch
             try:
                 with trio.fail_after(COMMIT_MS_MAX / 1000):
@@ -189,18 +188,16 @@ class MgmtdService:
                 if isinstance(error, FS3Error):
                     raise
                 raise FS3Error(Code.KV_UNAVAILABLE, "the store takes too long to be loaded") from None
+            before = cluster.version
             cluster.apply(change)
             self._cluster, self._epoch = cluster, epoch
+            self._publisher.begin(cluster, change, before)
             logger.info("primary of cluster %s at epoch %d, routing version %d", saved.head.cluster, epoch, cluster.version)
 
     def _step_down(self) -> None:
         self._cluster = None
         self._lease.give_up()
-        self._notify()
-
-    def _notify(self) -> None:
-        changed, self._changed = self._changed, trio.Event()
-        changed.set()
+        self._publisher.end(not_primary(self._address_of_primary()))
 
     def _primary(self) -> Cluster:
         """The cluster, for those who ask the primary. Raises NOT_PRIMARY."""
@@ -242,9 +239,9 @@ class MgmtdService:
                 raise not_primary("") from error
             before = cluster.version
             cluster.apply(change)
+            self._publisher.applied(change)
             if cluster.version != before:
                 self._tell(change, cluster)
-                self._notify()
             return reply
 
     def _tell(self, change: Change, cluster: Cluster) -> None:
@@ -297,18 +294,9 @@ class MgmtdService:
         logger.info("formatted: %d chains of %d replicas", reply.chains, request.replicas)
         return reply
 
-    async def _get_routing(self, request: GetRoutingRequest, call: Call) -> GetRoutingReply:
-        deadline = self._env.monotonic() + min(max(request.wait_ms, 0), WAIT_MS_MAX) / 1000
-        while True:
-            cluster = self._primary()
-            # A version above ours is of a cluster whose data was replaced: that is news too.
-            if cluster.version != request.known_version:
-                return GetRoutingReply(RoutingMessage.of(cluster.routing))
-            left_s = deadline - self._env.monotonic()
-            if left_s <= 0:
-                return GetRoutingReply(None)
-            with trio.move_on_after(left_s):
-                await self._changed.wait()
+    async def _get_routing(self, request: GetRoutingRequest, call: Call) -> Encoded | Later:
+        self._primary()
+        return self._publisher.answer(request, call)
 
     async def _list_clients(self, request: Empty, call: Call) -> ListClientsReply:
         return ListClientsReply(self._primary().client_list())

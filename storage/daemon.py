@@ -108,7 +108,7 @@ async def serve(
     try:
         async with trio.open_nursery() as nursery:
             rpc = RpcClient(env, nursery)
-            mgmtd = MgmtdClient(env, rpc, config.mgmtd)
+            mgmtd = MgmtdClient(env, rpc, config.mgmtd, urgent=True)
             service = StorageService(
                 env,
                 rpc,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from .. import routing
 from ..errors import Code, FS3Error
@@ -83,10 +85,16 @@ class UnregisterRequest:
 
 @dataclass(frozen=True, slots=True)
 class GetRoutingRequest:
-    """Ask for routing newer than `known_version`, waiting at most wait_ms for it (long-poll; 0 = answer at once)."""
+    """Ask for routing newer than `known_version`, waiting at most wait_ms for it (long-poll; 0 = answer at once).
+
+    deltas: the answer may be a RoutingDelta upon known_version. urgent: the asker takes part in chains, and is told of news
+    before others are. known_version 0 is answered with the latest local states and fill levels.
+    """
 
     known_version: int
     wait_ms: int = 0
+    deltas: bool = False
+    urgent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +131,63 @@ class RoutingMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutingDelta:
+    """What makes the routing info of `version` out of that of `base`: all that is new or other, and the ids of what is gone.
+
+    Local states and fill levels, which change without a new version, are only told of targets that are listed here.
+    """
+
+    base: int
+    version: int
+    cluster: str
+    chains: tuple[routing.Chain, ...] = ()
+    tables: tuple[routing.Table, ...] = ()
+    targets: tuple[routing.Target, ...] = ()
+    nodes: tuple[routing.Node, ...] = ()
+    gone_chains: tuple[int, ...] = ()
+    gone_tables: tuple[int, ...] = ()
+    gone_targets: tuple[int, ...] = ()
+    gone_nodes: tuple[int, ...] = ()
+
+    def apply(self, info: RoutingInfo) -> RoutingInfo:
+        """The routing info of `version`. info: that of `base`, of the same cluster."""
+        assert (info.version, info.cluster) == (self.base, self.cluster), (info.version, info.cluster, self)
+        return RoutingInfo(
+            self.version,
+            self.cluster,
+            _changed(info.chains, self.chains, self.gone_chains),
+            _changed(info.tables, self.tables, self.gone_tables),
+            _changed(info.targets, self.targets, self.gone_targets),
+            _changed(info.nodes, self.nodes, self.gone_nodes),
+        )
+
+
+class _HasId(Protocol):
+    @property
+    def id(self) -> int: ...
+
+
+_Entry = TypeVar("_Entry", bound=_HasId)
+
+
+def _changed(known: Mapping[int, _Entry], fresh: tuple[_Entry, ...], gone: tuple[int, ...]) -> Mapping[int, _Entry]:
+    """A changed copy, or the same mapping where nothing changes."""
+    if not fresh and not gone:
+        return known
+    entries = dict(known)
+    for number in gone:
+        entries.pop(number, None)
+    for entry in fresh:
+        entries[entry.id] = entry
+    return entries
+
+
+@dataclass(frozen=True, slots=True)
 class GetRoutingReply:
-    """routing: None when nothing newer came in time."""
+    """One of the two, or none where nothing newer came in time."""
 
     routing: RoutingMessage | None
+    delta: RoutingDelta | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ from .retry import Backoff
 
 logger = logging.getLogger("fs3.client.mgmtd")
 
-POLL_MS = 10_000
-"""How long mgmtd holds a question for newer routing before it says that there is none."""
+POLL_MS = 30_000
+"""How long mgmtd holds a question for newer routing before it says that there is none. That mgmtd is lost is noticed by
+heartbeats earlier than by this."""
 POLL_GRACE_MS = 2_000
 """How much longer than that an answer may take before mgmtd counts as lost."""
 ATTEMPT_MS_MIN = 200
@@ -31,12 +32,13 @@ _BACKOFF = Backoff(first_s=0.02, max_s=1.0)
 class MgmtdClient:
     """The management service as seen by one daemon or client. While it is away, the last routing info stays in use."""
 
-    def __init__(self, env: Env, rpc: RpcClient, addresses: Sequence[str]) -> None:
-        """addresses: of all mgmtd daemons, at least one."""
+    def __init__(self, env: Env, rpc: RpcClient, addresses: Sequence[str], urgent: bool = False) -> None:
+        """addresses: of all mgmtd daemons, at least one. urgent: we take part in chains, and are told of news first."""
         assert addresses, "no address of mgmtd"
         self._env = env
         self._rpc = rpc
         self._addresses = tuple(addresses)
+        self._urgent = urgent
         self._address = addresses[0]  # that of the primary, as far as we know
         self._silent = ""  # the last that did not answer: others may still take it for the primary
         self._open = trio.CancelScope()  # around the question for news; left when another is to be asked
@@ -146,25 +148,33 @@ class MgmtdClient:
 
     async def _poll(self, address: str, wait_ms: int, deadline: float) -> None:
         """Ask one mgmtd for newer routing info and take it in."""
-        request = GetRoutingRequest(self._routing.version, wait_ms)
+        base = self._routing
+        request = GetRoutingRequest(base.version, wait_ms, True, self._urgent)
         try:
             reply = await self._rpc.call(address, GET_ROUTING, request, deadline=deadline)
             if self._env.rare("client.routing.late"):
                 await trio.sleep(0.3)
-            if reply.routing is not None:
-                self._take(reply.routing.to_info())
+            delta = reply.delta
+            if delta is not None and (delta.base, delta.cluster) != (base.version, base.cluster):
+                reply = await self._rpc.call(address, GET_ROUTING, GetRoutingRequest(0), deadline=deadline)
+                delta = reply.delta
+            if delta is not None:
+                self._take(delta.apply(base), base)
+            elif reply.routing is not None:
+                self._take(reply.routing.to_info(), base)
         except FS3Error as error:
             self._elsewhere(address, error)
             raise
 
-    def _take(self, info: RoutingInfo) -> None:
+    def _take(self, info: RoutingInfo, base: RoutingInfo) -> None:
+        """Take in the answer to a question that was asked when we knew `base`."""
         known = self._routing
         if known is not EMPTY and info.cluster != known.cluster:
             logger.error("mgmtd now serves cluster %s instead of %s: its data was replaced", info.cluster, known.cluster)
-        elif info.version == known.version:
+        elif info.version < base.version:
+            raise FS3Error(Code.NO_ROUTING, f"mgmtd has routing version {info.version}, older than ours, {base.version}")
+        elif info.version <= known.version:
             return  # another task has asked too
-        elif info.version < known.version:
-            raise FS3Error(Code.NO_ROUTING, f"mgmtd has routing version {info.version}, older than ours, {known.version}")
         self._routing = info
         changed, self._changed = self._changed, trio.Event()
         changed.set()
@@ -182,9 +192,9 @@ class MgmtdClient:
             # An address that only a NOT_PRIMARY named is not among ours: begin with the first.
             position = self._addresses.index(failed) + 1 if failed in self._addresses else 0
             named = self._addresses[position % len(self._addresses)]
-        if named != failed:
+        if named != failed or error.code is not Code.NOT_PRIMARY:
             self._address = named
-            self._open.cancel()
+            self._open.cancel()  # who does not answer one call may never answer that question either
 
     def _delay_s(self, error: FS3Error, failures: int) -> float:
         """How long to wait after so many failures in a row: not at all while there are other daemons to ask."""

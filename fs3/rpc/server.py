@@ -274,6 +274,13 @@ class _Worker:
         self._deadline = 0.0
 
     async def run(self) -> None:
+        try:
+            await self._run()
+        finally:
+            if self.leads:  # cancelled, as all others are: there will soon be no tasks to send anything
+                self._session.ended = True
+
+    async def _run(self) -> None:
         session = self._session
         while self.leads or self.call is not None or session.needs_idle():
             # A scope is used for many calls, until the deadline of one passes while its handler waits.

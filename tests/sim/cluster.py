@@ -373,9 +373,9 @@ def _watched(world: World) -> Iterator[None]:
     """While this lasts, the world sees all routing that anybody learns."""
     real = MgmtdClient._take
 
-    def take(self: MgmtdClient, info: RoutingInfo) -> None:
+    def take(self: MgmtdClient, info: RoutingInfo, base: RoutingInfo) -> None:
         world.saw(info)
-        real(self, info)
+        real(self, info, base)
 
     MgmtdClient._take = take  # type: ignore[method-assign]
     try:

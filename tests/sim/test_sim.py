@@ -20,7 +20,7 @@ from tests.sim.rare import POINTS
 from tests.sim.scenario import SHAPES, UNMET, Outcome, run_seed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CANARY_SEEDS_MAX = 8
+CANARY_SEEDS_MAX = 24
 SEEDS = (1, 2)
 LOAD_S_MAX = {"late": 20.0}
 

@@ -20,6 +20,7 @@ from fs3.api.mgmtd import (
     FormatRequest,
     GetRoutingReply,
     GetRoutingRequest,
+    RoutingDelta,
     RoutingMessage,
     not_primary,
     primary_of,
@@ -27,7 +28,7 @@ from fs3.api.mgmtd import (
 from fs3.client.mgmtd import POLL_GRACE_MS, POLL_MS, MgmtdClient
 from fs3.env import Env
 from fs3.errors import Code, FS3Error
-from fs3.routing import EMPTY, RoutingInfo
+from fs3.routing import EMPTY, Node, RoutingInfo
 from fs3.rpc.client import RpcClient
 from fs3.testing.mgmtd import StaticMgmtd
 from fs3.transport.memory import MemoryTransport
@@ -332,3 +333,68 @@ async def test_static_mgmtd_behaves_alike(autojump_clock: MockClock) -> None:
 async def setattr_later(fake: StaticMgmtd) -> None:
     await trio.sleep(1)
     fake.routing = RoutingInfo(4, "c")
+
+
+class DeltaMgmtd:
+    """Answers as it is told to, and remembers what it was asked."""
+
+    def __init__(self, *answers: GetRoutingReply) -> None:
+        self.answers = list(answers)
+        self.asked: list[GetRoutingRequest] = []
+
+    async def __call__(self, request: Any) -> Any:
+        assert isinstance(request, GetRoutingRequest)
+        self.asked.append(request)
+        if not self.answers:
+            await trio.sleep_forever()
+        return self.answers.pop(0)
+
+
+def whole(version: int, cluster: str = "c", nodes: tuple[Node, ...] = ()) -> GetRoutingReply:
+    return GetRoutingReply(RoutingMessage.of(RoutingInfo(version, cluster, nodes={n.id: n for n in nodes})))
+
+
+NODES = (Node(1, 1, A, "h", True, 1), Node(2, 2, B, "h", True, 1))
+
+
+async def test_applies_what_changed(autojump_clock: MockClock) -> None:
+    c, rpc = client(A)
+    delta = RoutingDelta(3, 5, "c", nodes=(Node(2, 2, B, "h", False, 1), Node(3, 2, B, "h", True, 1)), gone_nodes=(1,))
+    mgmtd = rpc.peers[A] = DeltaMgmtd(whole(3, nodes=NODES), GetRoutingReply(None, delta))
+    async with running(c):
+        assert c.routing.version == 5 and c.routing.cluster == "c"
+        assert c.routing.nodes == {2: Node(2, 2, B, "h", False, 1), 3: Node(3, 2, B, "h", True, 1)}
+        assert [(r.known_version, r.deltas) for r in mgmtd.asked] == [(0, True), (3, True), (5, True)]
+
+
+@pytest.mark.parametrize("delta", [RoutingDelta(2, 5, "c"), RoutingDelta(3, 5, "other"), RoutingDelta(4, 5, "c")])
+async def test_asks_for_all_where_a_delta_does_not_fit(autojump_clock: MockClock, delta: RoutingDelta) -> None:
+    c, rpc = client(A)
+    mgmtd = rpc.peers[A] = DeltaMgmtd(whole(3), GetRoutingReply(None, delta), whole(5, nodes=NODES))
+    async with running(c):
+        assert c.routing.version == 5 and len(c.routing.nodes) == 2
+        assert [(r.known_version, r.deltas) for r in mgmtd.asked] == [(0, True), (3, True), (0, False), (5, True)]
+
+
+async def test_answers_to_two_questions_may_come_in_any_order(autojump_clock: MockClock) -> None:
+    """The long one and a probe: both told of the same version that we knew then."""
+    c, rpc = client(A)
+    late = trio.Event()
+
+    async def answer(request: Any) -> GetRoutingReply:
+        if request.known_version == 0:
+            return whole(3)
+        if request.known_version == 3 and request.wait_ms:
+            await late.wait()
+            return GetRoutingReply(None, RoutingDelta(3, 4, "c", nodes=NODES))
+        if request.known_version == 3:
+            return GetRoutingReply(None, RoutingDelta(3, 5, "c", nodes=NODES[:1]))
+        await trio.sleep_forever()
+        raise AssertionError
+
+    rpc.peers[A] = answer
+    async with running(c):
+        assert (await c.refresh(3, timeout_ms=2000)).version == 5
+        late.set()
+        await trio.sleep(0.1)
+        assert c.routing.version == 5 and list(c.routing.nodes) == [1] and len(rpc.asked) == 4

@@ -126,7 +126,7 @@ async def _serve(
                 waiting.cancel()
                 limit = config.write_buffer if config.write_behind else 0
                 fs = FileSystem(client, tasks, FsOptions(config.read_ahead, config.read_cache, limit))
-                fs.use_kernel_store(ops.store)
+                fs.use_kernel(ops.store, ops.forget_attributes)
                 callers = Callers(env.monotonic, groups_of_process)
                 handlers = ops.Operations(
                     fs, callers, config.entry_timeout / 1000, config.attr_timeout / 1000, config.xattrs

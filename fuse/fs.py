@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -88,10 +88,12 @@ class FileSystem:
         self._removing: dict[Name, trio.Event] = {}  # names that are being removed without a hold
         self._read_ahead = ReadAhead(client, nursery, options.read_ahead, options.read_cache)
         self._buffered: dict[int, WriteBehind] = {}
+        self._forget_attributes: Callable[[int], None] = lambda inode: None
 
-    def use_kernel_store(self, store: KernelStore) -> None:
-        """Let hot blocks be handed to the kernel's page cache."""
+    def use_kernel(self, store: KernelStore, forget_attributes: Callable[[int], None]) -> None:
+        """Let hot blocks be handed to the kernel's page cache, and the kernel be told which inode's attributes changed."""
         self._read_ahead.kernel_store = store
+        self._forget_attributes = forget_attributes
 
     # Names
 
@@ -142,7 +144,13 @@ class FileSystem:
             done.set()
 
     async def rmdir(self, caller: Caller, parent: int, name: bytes) -> None:
-        await self._client.remove(caller, parent, name, directory=True)
+        reply = await self._client.remove(caller, parent, name, directory=True)
+        self._removed_directory(reply.inode, reply.attr)
+
+    def _removed_directory(self, inode: int, attr: Attr | None) -> None:
+        known = self._inodes.get(inode)
+        if known is not None and attr is not None and attr.kind is FileKind.DIRECTORY:
+            known.gone = attr
 
     async def rename(
         self, caller: Caller, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: RenameFlags
@@ -155,6 +163,7 @@ class FileSystem:
             self._open_names.removed(new)
         else:
             self._open_names.renamed(old, new)
+        self._removed_directory(reply.replaced, reply.left)
         replaced = self._inodes.get(reply.replaced)
         if replaced is not None:
             replaced.drop(new)
@@ -167,11 +176,15 @@ class FileSystem:
 
     async def getattr(self, inode: int) -> Attr:
         await self._settle(inode)  # else the time of the last write would change again when it is sent
-        attr = await self._client.getattr(inode)
-        if not attr.xattrs:
-            known = self._inodes.get(inode)
-            if known is not None:
-                known.bare_since = self._client.env.monotonic()
+        known = self._inodes.get(inode)
+        try:
+            attr = await self._client.getattr(inode)
+        except FS3Error as error:
+            if error.code is Code.STALE_HANDLE and known is not None and known.gone is not None:
+                return known.gone
+            raise
+        if known is not None and not attr.xattrs:
+            known.bare_since = self._client.env.monotonic()
         return attr
 
     def _buffered_view(self, attr: Attr) -> Attr:
@@ -340,7 +353,10 @@ class FileSystem:
         else:
             if self._buffered:
                 await self._drain(state.id)
+            mode = state.attr.mode
             await self._client.write(entry.file, offset, data)
+            if state.attr.mode != mode:  # an append took set-id bits, of which the kernel does not know
+                self._forget_attributes(state.id)
             if entry.sync:
                 await self._client.fsync(entry.file)
         self._read_ahead.wrote(state, offset, len(data))

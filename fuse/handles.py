@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
+from fs3.api.meta import Attr
+
 H = TypeVar("H")
 
 Name = tuple[int, bytes]
@@ -22,10 +24,11 @@ class KnownInode:
     names: those that the kernel was told and that were not removed here, so all by which it may remove the inode; others may
     have removed some. more: whether there were too many. cache_version: data_version of the file that the kernel's page
     cache stands for; -1 where it stands for none. bare_since: when meta last said that it has no extended attributes and no
-    ACL (monotonic seconds). attributed: this mount has given it some, and meta's older answers may still come.
+    ACL (monotonic seconds). attributed: this mount has given it some, and meta's older answers may still come. gone: last
+    attributes of a directory that this mount removed, for those who have it open.
     """
 
-    __slots__ = ("attributed", "bare_since", "cache_version", "lookups", "more", "names")
+    __slots__ = ("attributed", "bare_since", "cache_version", "gone", "lookups", "more", "names")
 
     def __init__(self) -> None:
         self.lookups = 0
@@ -34,6 +37,7 @@ class KnownInode:
         self.cache_version = -1
         self.bare_since = -math.inf
         self.attributed = False
+        self.gone: Attr | None = None
 
     def add(self, name: Name) -> None:
         if name not in self.names:

@@ -68,9 +68,10 @@ class Handshake:
         """Carry the kernel's request to libfuse, which may read it then. Where the mount has ended already, libfuse is to
         find that out."""
         await trio.lowlevel.wait_readable(self._device)
-        try:
+        request = b""
+        with suppress(OSError):
             request = os.read(self._device, _REQUEST_MAX)
-        except OSError:
+        if not request:
             self._step_aside()
             return
         self._granted = offered(request) & self._wanted

@@ -327,6 +327,14 @@ async def store(inode: int, offset: int, data: memoryview) -> None:
         logger.debug("inode %d: not stored in the page cache: %s", inode, error)  # the kernel has forgotten it
 
 
+def forget_attributes(inode: int) -> None:
+    """Have the kernel ask again for what it knows of an inode."""
+    try:
+        pyfuse3.invalidate_inode(inode, attr_only=True)
+    except OSError as error:
+        logger.debug("inode %d: not invalidated: %s", inode, error)  # the kernel has forgotten it
+
+
 def detach() -> None:
     """End the connection with the kernel, and the mount, should it still be there: even with files open."""
     pyfuse3.close(unmount=True)

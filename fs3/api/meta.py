@@ -218,7 +218,7 @@ class RemoveRequest:
 
 @dataclass(frozen=True, slots=True)
 class RemoveReply:
-    """inode: what the name stood for. attr: of it now; None when it is gone with its last name."""
+    """inode: what the name stood for. attr: of it now, a removed directory's last; None when it is gone with its name."""
 
     inode: int
     attr: Attr | None
@@ -247,10 +247,11 @@ class RenameRequest:
 
 @dataclass(frozen=True, slots=True)
 class RenameReply:
-    """replaced: the inode whose name was taken over; 0 when none."""
+    """replaced: the inode whose name was taken over; 0 when none. left: its attributes, as in RemoveReply."""
 
     attr: Attr
     replaced: int = 0
+    left: Attr | None = None
 
 
 @dataclass(frozen=True, slots=True)

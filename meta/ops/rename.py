@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fs3.api.meta import Caller, RenameFlags, RenameReply, RenameRequest
+from fs3.api.meta import Attr, Caller, RenameFlags, RenameReply, RenameRequest
 from fs3.errors import Code, FS3Error
 from fs3.ids import ROOT_INODE
 from fs3.kv.base import Txn
@@ -10,7 +10,7 @@ from fs3.kv.base import Txn
 from .. import acl, resolve
 from ..context import Context
 from ..schema import DIRECTORY, Inode, entry_key, inode_key, pack_entry, pack_times, subdirectories_key, times_key
-from .unlink import discard_directory, drop_name, require_empty
+from .unlink import drop_directory, drop_name
 
 
 async def rename(ctx: Context, txn: Txn, request: RenameRequest) -> RenameReply:
@@ -34,6 +34,7 @@ async def rename(ctx: Context, txn: Txn, request: RenameRequest) -> RenameReply:
 
     now_ns = ctx.now_ns()
     replaced = 0
+    left: Attr | None = None
     if target is None:
         txn.clear(entry_key(old.id, name))
     elif exchange:
@@ -41,13 +42,13 @@ async def rename(ctx: Context, txn: Txn, request: RenameRequest) -> RenameReply:
         await _moved(txn, target, new, old, now_ns)
     else:
         replaced = target.id
-        await _replace(ctx, txn, request, new, target, now_ns)
+        left = await _replace(ctx, txn, request, new, target, now_ns)
         txn.clear(entry_key(old.id, name))
     txn.set(entry_key(new.id, new_name), pack_entry(source.id, source.kind))
     await _moved(txn, source, old, new, now_ns)
     txn.set(times_key(old.id), pack_times(now_ns, now_ns))
     txn.set(times_key(new.id), pack_times(now_ns, now_ns))
-    return RenameReply(await resolve.attr(txn, source), replaced)
+    return RenameReply(await resolve.attr(txn, source), replaced, left)
 
 
 async def _target(txn: Txn, new: Inode, new_name: bytes, flags: RenameFlags) -> Inode | None:
@@ -93,13 +94,10 @@ def _check_rights(caller: Caller, old: Inode, new: Inode, source: Inode, target:
                 acl.require(moved, caller, acl.WRITE)
 
 
-async def _replace(ctx: Context, txn: Txn, request: RenameRequest, new: Inode, target: Inode, now_ns: int) -> None:
+async def _replace(ctx: Context, txn: Txn, request: RenameRequest, new: Inode, target: Inode, now_ns: int) -> Attr | None:
     if target.kind == DIRECTORY:
-        await require_empty(txn, target.id)
-        discard_directory(txn, target)
-        txn.atomic_add(subdirectories_key(new.id), -1)
-    else:
-        await drop_name(ctx, txn, target, now_ns, request.client, request.hold)
+        return await drop_directory(txn, new, target, now_ns)
+    return await drop_name(ctx, txn, target, now_ns, request.client, request.hold)
 
 
 async def _moved(txn: Txn, inode: Inode, old: Inode, new: Inode, now_ns: int) -> None:

@@ -70,6 +70,16 @@ async def require_empty(txn: Txn, directory: int) -> None:
         raise FS3Error(Code.NOT_EMPTY, f"directory {directory}")
 
 
+async def drop_directory(txn: Txn, parent: Inode, inode: Inode, now_ns: int) -> Attr:
+    """Remove a directory but for its entry. Returns its last attributes. Raises NOT_EMPTY."""
+    await require_empty(txn, inode.id)
+    await resolve.complete(txn, inode)
+    inode.nlink, inode.ctime_ns = 0, now_ns
+    discard_directory(txn, inode)
+    txn.atomic_add(subdirectories_key(parent.id), -1)
+    return inode.attr()
+
+
 async def drop_name(ctx: Context, txn: Txn, inode: Inode, now_ns: int, client: int, hold: int) -> Attr | None:
     """A name of `inode` (no directory) was removed. Returns its attributes, None when the inode is gone with it."""
     inode.nlink -= 1
@@ -100,10 +110,7 @@ async def remove(ctx: Context, txn: Txn, request: RemoveRequest) -> RemoveReply:
         raise FS3Error(code, f"{name!r} in directory {parent.id}")
     now_ns = ctx.now_ns()
     if request.directory:
-        await require_empty(txn, inode.id)
-        discard_directory(txn, inode)
-        txn.atomic_add(subdirectories_key(parent.id), -1)
-        attr = None
+        attr: Attr | None = await drop_directory(txn, parent, inode, now_ns)
     else:
         attr = await drop_name(ctx, txn, inode, now_ns, request.client, request.hold)
     txn.clear(entry_key(parent.id, name))

@@ -56,6 +56,36 @@ async def test_lookups_are_counted_until_forgotten(live: Live) -> None:
         assert len(fs._inodes) == 0
 
 
+async def test_a_removed_directory_that_is_open_still_has_attributes(live: Live) -> None:
+    async with mount(live) as (fs, _):
+        made = [await fs.mknod(ROOT, ROOT_INODE, name, FileKind.DIRECTORY, 0o755) for name in (b"a", b"b", b"c")]
+        await fs.rmdir(ROOT, ROOT_INODE, b"a")
+        await fs.rename(ROOT, ROOT_INODE, b"b", ROOT_INODE, b"c", RenameFlags.NONE)
+        for inode in (made[0].inode, made[2].inode):
+            attr = await fs.getattr(inode)
+            assert (attr.inode, attr.mode, attr.nlink) == (inode, 0o755, 0)
+            fs.forget(inode, 1)
+            with pytest.raises(FS3Error) as caught:
+                await fs.getattr(inode)
+            assert caught.value.code is Code.STALE_HANDLE
+
+
+async def test_what_the_kernel_asks_in_vain_is_answered_here(live: Live) -> None:
+    async with mount(live) as (fs, _):
+        inode = await make(fs, b"f")
+        assert fs.is_bare(inode, b"security.capability", 60) and not fs.is_bare(inode, b"user.a", 60)
+        assert not fs.is_bare(inode, b"security.capability", -1)
+        await fs.setxattr(ROOT, inode, b"security.capability", b"1")
+        assert not fs.is_bare(inode, b"security.capability", 60)
+        await fs.setxattr(ROOT, inode, b"security.capability", None)
+        await fs.lookup(ROOT, ROOT_INODE, b"f")
+        assert not fs.is_bare(inode, b"security.capability", 60), "an answer from before may come after"
+    async with mount(live) as (fs, _):
+        await fs.setxattr(ROOT, inode, b"user.a", b"1")
+        await fs.lookup(ROOT, ROOT_INODE, b"f")
+        assert not fs.is_bare(inode, b"security.capability", 60), "it has attributes, this one or not"
+
+
 async def test_a_directory_is_listed_with_its_dots_and_counts(live: Live) -> None:
     async with mount(live) as (fs, _):
         made = await fs.mknod(ROOT, ROOT_INODE, b"d", FileKind.DIRECTORY, 0o755)
@@ -285,7 +315,7 @@ async def test_a_hot_block_goes_to_the_kernel_unless_the_file_is_open_for_writin
             await gate.wait()
             stored.append((inode, offset, bytes(data)))
 
-        fs.use_kernel_store(store)
+        fs.use_kernel(store, lambda inode: None)
         content = bytes(range(251)) * (40 * CHUNK_SIZE // 251)
         inode = await make(fs, b"f", content)
         reading = await fs.open(ROOT, inode, os.O_RDONLY)

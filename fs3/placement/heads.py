@@ -29,7 +29,10 @@ def spread_heads(
     changed = True
     while changed:
         changed = False
+        lowest = min(excess.values(), default=0.0)
         for start in sorted(excess, key=lambda n: (-excess[n], n)):
+            if excess[start] - 1 - _LEAST_GAIN <= lowest:
+                break  # nobody has so few that it would help
             path = _path(start, options, led, excess)
             if path:
                 for chain, node, heir in path:

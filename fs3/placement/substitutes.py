@@ -120,7 +120,7 @@ class _Search:
             raise FS3Error(
                 Code.BAD_PLAN,
                 f"{self._what} needs {len(self._wanted)} free targets elsewhere, and {free} are free:"
-                " add a disk or a node (each new disk brings targets_per_disk targets)",
+                " add a disk or a node, or raise targets_per_disk where there is space",
             )
 
     def _impossible(self, index: int) -> FS3Error:
@@ -142,5 +142,5 @@ class _Search:
         return FS3Error(
             Code.BAD_PLAN,
             f"{self._what}: chain {want.chain} finds no free target ({listed}): {reason};"
-            " add a disk or a node there, or free targets",
+            " add a disk or a node, or raise targets_per_disk on another node",
         )

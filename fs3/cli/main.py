@@ -19,6 +19,7 @@ from . import recovery as recoveries
 from . import status as status_report
 from . import up as cluster
 from .admin import admin
+from .completion import completion
 from .detach import detached
 from .folder import DataFolder
 from .options import addresses, console, data_option, folder, mgmtd_option, say, size
@@ -209,6 +210,7 @@ def umount(mount_point: Path, lazy: bool) -> None:
 
 
 cli.add_command(admin)
+cli.add_command(completion)
 
 
 def guarded(act: Callable[[], Any]) -> int:

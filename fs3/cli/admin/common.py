@@ -66,7 +66,12 @@ class Cluster:
 
     async def call(self, method: Method[Req, Rep], request: Req, timeout_s: float = MGMTD_TIMEOUT_S) -> Rep:
         """Ask the primary mgmtd. Raises its error, or DEADLINE_EXCEEDED."""
-        return await self.mgmtd.call(method, request, timeout_ms=int(timeout_s * 1000))
+        try:
+            return await self.mgmtd.call(method, request, timeout_ms=int(timeout_s * 1000))
+        except FS3Error as error:
+            if error.code is not Code.UNKNOWN_METHOD:
+                raise
+            raise FS3Error(error.code, f"mgmtd does not know {method.name}: it is older than this fs3; upgrade it") from None
 
     async def ask(self, node: Node, method: Method[Req, Rep], request: Req, timeout_s: float = DAEMON_TIMEOUT_S) -> Rep:
         """Ask one daemon. Raises FS3Error, which names it."""
@@ -189,7 +194,7 @@ def _where(ctx: click.Context) -> tuple[str, ...]:
                 value = here.params[key]
                 return addresses(Path(), value) if key == "mgmtd" else addresses(value, None)
         here = here.parent
-    return addresses(ctx.params["data"] or folder("./data"), ctx.params["mgmtd"])
+    return addresses(ctx.params.get("data") or folder("./data"), ctx.params.get("mgmtd"))
 
 
 def location(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -220,6 +225,31 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., None]], cl
     return decorate
 
 
+def completing(ids: Callable[[RoutingInfo], Iterable[int]]) -> Callable[..., list[str]]:
+    """For shell_complete of an argument: those of the ids that begin as typed; none where the cluster does not answer."""
+
+    async def gather(cluster: Cluster) -> RoutingInfo:
+        return cluster.routing
+
+    def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        try:
+            routing = Admin(_where(ctx), True).visit(gather)
+        except FS3Error:
+            return []
+        return [str(number) for number in sorted(ids(routing)) if str(number).startswith(incomplete)]
+
+    return complete
+
+
+def _daemons(routing: RoutingInfo) -> list[int]:
+    return [node.id for node in routing.nodes.values() if node.kind != NodeKind.CLIENT]
+
+
+node_ids = completing(_daemons)
+target_ids = completing(lambda routing: routing.targets)
+chain_ids = completing(lambda routing: routing.chains)
+table_ids = completing(lambda routing: routing.tables)
+
 yes_option = click.option("--yes", is_flag=True, help="Do it; without this the command only shows what it would do.")
 
 
@@ -234,11 +264,15 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 def rows_table(rows: Sequence[dict[str, Any]], columns: str) -> Table:
     """A table of rows as --json prints them. columns: keys, which are the titles too; values go through `cell`."""
     keys = columns.split()
-    numbers = [key for key in keys if rows and all(isinstance(row[key], (int, float)) for row in rows)]
+    numbers = [key for key in keys if rows and all(_number(row[key]) for row in rows)]
     made = table(*[title(key) for key in keys], right=[title(key) for key in numbers])
     for row in rows:
         made.add_row(*[cell(key, row[key]) for key in keys])
     return made
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def title(key: str) -> str:
@@ -275,10 +309,8 @@ def cell(key: str, value: Any) -> Text:
     if value is None or value == "":
         return Text("-")
     if isinstance(value, dict):  # a target in a chain
-        state = value["state"]
-        return Text.assemble(
-            f"{value['target']}@{value['node']}", *([] if state == "serving" else [" ", cell("state", state)])
-        )
+        name = Text(f"{value['target']}@{value['node']}")
+        return name if value["state"] == "serving" else Text.assemble(name, " ", cell("state", value["state"]))
     if isinstance(value, (list, tuple)):
         return Text("  ").join([cell(key, entry) for entry in value]) if value else Text("-")
     if key.endswith("_bytes"):

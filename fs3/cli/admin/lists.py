@@ -11,7 +11,7 @@ from rich.live import Live
 
 from ...api.common import Empty
 from ...api.mgmtd import CLUSTER_CONFIG, LIST_CLIENTS
-from .common import Admin, Cluster, command, known_node, rows_table
+from .common import Admin, Cluster, command, known_node, node_ids, rows_table
 from .rows import STATES, Row, chain_rows, client_rows, disk_rows, node_rows, table_rows, target_rows
 
 
@@ -99,7 +99,7 @@ def node_list(go: Admin, kind: str | None, watch: float | None) -> None:
 
 
 @command(disk, "list")
-@click.option("--node", "of_node", metavar="NODE", help="Only of this node.")
+@click.option("--node", "of_node", metavar="NODE", shell_complete=node_ids, help="Only of this node.")
 @watch_option
 def disk_list(go: Admin, of_node: str | None, watch: float | None) -> None:
     """List the disks, as the targets on them tell of them. `fs3 admin replace NODE/DISK` empties one."""
@@ -113,7 +113,7 @@ def disk_list(go: Admin, of_node: str | None, watch: float | None) -> None:
 
 
 @command(target, "list")
-@click.option("--node", "of_node", metavar="NODE", help="Only of this node.")
+@click.option("--node", "of_node", metavar="NODE", shell_complete=node_ids, help="Only of this node.")
 @click.option("--chain", "of_chain", type=int, metavar="CHAIN", help="Only of this chain; 0: of none.")
 @click.option("--state", type=click.Choice(STATES), multiple=True, help="Only in this state; may be given several times.")
 @watch_option
@@ -135,7 +135,7 @@ def target_list(go: Admin, of_node: str | None, of_chain: int | None, state: tup
 @command(chain, "list")
 @click.option("--degraded", is_flag=True, help="Only chains that lack a replica, or of which none serves.")
 @click.option("--table", "of_table", type=int, metavar="TABLE", help="Only of this chain table.")
-@click.option("--node", "of_node", metavar="NODE", help="Only with a target on this node.")
+@click.option("--node", "of_node", metavar="NODE", shell_complete=node_ids, help="Only with a target on this node.")
 @watch_option
 def chain_list(go: Admin, degraded: bool, of_table: int | None, of_node: str | None, watch: float | None) -> None:
     """List the chains, with their targets, head first: TARGET@NODE, and its state where it does not serve."""

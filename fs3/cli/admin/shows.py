@@ -14,7 +14,22 @@ from ...api.common import STATUS, Empty, StatusReply
 from ...api.mgmtd import CLUSTER_CONFIG
 from ...errors import ConfigError, FS3Error
 from ...routing import RoutingInfo
-from .common import Admin, Cluster, cell, command, known_node, lasting, ranges, rows_table, table, title
+from .common import (
+    Admin,
+    Cluster,
+    cell,
+    chain_ids,
+    command,
+    known_node,
+    lasting,
+    node_ids,
+    ranges,
+    rows_table,
+    table,
+    table_ids,
+    target_ids,
+    title,
+)
 from .lists import chain, node, target
 from .lists import table as table_group
 from .rows import Row, chain_rows, disk_rows, node_rows, percent, table_rows, target_rows
@@ -26,7 +41,7 @@ _RESYNC = "storage.resync."
 
 
 @command(node, "show")
-@click.argument("node", metavar="NODE")
+@click.argument("node", metavar="NODE", shell_complete=node_ids)
 def node_show(go: Admin, node: str) -> None:
     """Show a daemon (by id, or by host): version, disks, targets and their chains."""
 
@@ -51,7 +66,7 @@ def node_show(go: Admin, node: str) -> None:
 
 
 @command(target, "show")
-@click.argument("target", type=int, metavar="TARGET")
+@click.argument("target", type=int, metavar="TARGET", shell_complete=target_ids)
 def target_show(go: Admin, target: int) -> None:
     """Show a target and its chain."""
 
@@ -76,7 +91,7 @@ def target_show(go: Admin, target: int) -> None:
 
 
 @command(chain, "show")
-@click.argument("chain", type=int, metavar="CHAIN")
+@click.argument("chain", type=int, metavar="CHAIN", shell_complete=chain_ids)
 def chain_show(go: Admin, chain: int) -> None:
     """Show a chain: its targets, where they are, and how far the one that is being filled is."""
 
@@ -99,7 +114,7 @@ def chain_show(go: Admin, chain: int) -> None:
 
 
 @command(table_group, "show")
-@click.argument("table", type=int, metavar="TABLE")
+@click.argument("table", type=int, metavar="TABLE", shell_complete=table_ids)
 def table_show(go: Admin, table: int) -> None:
     """Show a chain table and its chains."""
 

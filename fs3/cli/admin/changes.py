@@ -1,0 +1,323 @@
+"""`fs3 admin node|target|chain|table` commands that change one thing at once."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...api.admin import (
+    CREATE_TABLE,
+    NODE_ACTION,
+    REMOVE_TABLE,
+    TARGET_ACTION,
+    CreateTableReply,
+    CreateTableRequest,
+    NodeAction,
+    NodeActionRequest,
+    RemoveTableRequest,
+    TargetAction,
+    TargetActionRequest,
+)
+from ...api.common import Empty
+from ...api.mgmtd import CLUSTER_CONFIG
+from ...errors import ConfigError, FS3Error
+from ...placement import chain_file
+from ...routing import Chain, PublicState, RoutingInfo
+from ..status import human
+from .common import Admin, Cluster, chain_ids, command, known_node, node_ids, rows_table, table_ids, target_ids, yes_option
+from .lists import chain, node, table, target
+from .plans import storage_node
+from .rows import Row, counted, table_rows, target_rows
+from .shows import known_chain, known_table
+
+commands: tuple[click.Command, ...] = ()
+"""They join the groups of lists.py."""
+
+ACCEPTANCE = "lose what chain {chain} wrote last"
+"""What an operator types to give up a chain's newest content."""
+
+
+@command(node, "forget")
+@click.argument("node", metavar="NODE", shell_complete=node_ids)
+@yes_option
+def node_forget(go: Admin, node: str, yes: bool) -> None:
+    """Drop a dead node, and its targets, from the list. Its targets must have left their chains (`fs3 admin drain`)."""
+
+    async def look(cluster: Cluster) -> Row:
+        known = known_node(cluster.routing, node)
+        own = [row for row in target_rows(cluster.routing) if row["node"] == known.id]
+        if known.alive:
+            raise ConfigError(f"node {known.id} is alive; stop its daemon first, and drain it before that")
+        chains = [row["chain"] for row in own if row["chain"]]
+        if chains:
+            raise ConfigError(
+                f"node {known.id} has targets in {counted(len(chains), 'chain')} ({_some(chains)}):"
+                f" `fs3 admin drain {known.id}` moves them to other nodes first"
+            )
+        return {"node": known.id, "host": known.host, "targets": [row["target"] for row in own]}
+
+    found = go.visit(look)
+    what = f"node {found['node']} (host {found['host']}) and its {counted(len(found['targets']), 'target')}"
+    act(go, yes, found, f"Forget {what}.", NODE_ACTION, NodeActionRequest(found["node"], NodeAction.FORGET))
+
+
+@command(node, "drain")
+@click.argument("node", metavar="NODE", shell_complete=node_ids)
+def node_drain(go: Admin, node: str) -> None:
+    """Give a node no more targets, but leave those it has: `fs3 admin drain` moves them away too."""
+    _mark(go, node, NodeAction.DRAIN, "gets no more targets")
+
+
+@command(node, "undrain")
+@click.argument("node", metavar="NODE", shell_complete=node_ids)
+def node_undrain(go: Admin, node: str) -> None:
+    """Let a node that was drained get targets again; `fs3 admin rebalance` then moves some to it."""
+    _mark(go, node, NodeAction.UNDRAIN, "may get targets again")
+
+
+def _mark(go: Admin, node: str, action: NodeAction, words: str) -> None:
+    async def run(cluster: Cluster) -> Row:
+        number = storage_node(cluster.routing, node)
+        await cluster.call(NODE_ACTION, NodeActionRequest(number, action))
+        return {"node": number, "drained": action is NodeAction.DRAIN}
+
+    found = go.visit(run)
+    go.show(found, lambda: f"Node {found['node']} {words}.")
+
+
+@command(target, "resync")
+@click.argument("target", type=int, metavar="TARGET", shell_complete=target_ids)
+@yes_option
+def target_resync(go: Admin, target: int, yes: bool) -> None:
+    """Take a target out of service and fill it anew from the others of its chain, such as when replicas differ."""
+
+    async def look(cluster: Cluster) -> Row:
+        row = known_target(cluster.routing, target)
+        others = [t for t in _serving(cluster.routing, row["chain"]) if t != target]
+        if not row["chain"] or not others:
+            why = "is in no chain" if not row["chain"] else f"is the only one that serves chain {row['chain']}"
+            raise ConfigError(f"target {target} {why}: there is nothing to fill it from")
+        return {**row, "others": others}
+
+    found = go.visit(look)
+    size = human(found["used_bytes"])
+    what = f"Fill target {target} anew from target {found['others'][0]}, {size} in chain {found['chain']}."
+    act(go, yes, found, what, TARGET_ACTION, TargetActionRequest(target, TargetAction.RESYNC))
+
+
+@command(target, "forget")
+@click.argument("target", type=int, metavar="TARGET", shell_complete=target_ids)
+@yes_option
+def target_forget(go: Admin, target: int, yes: bool) -> None:
+    """Drop a target that is in no chain, and that no living node has, from the list."""
+
+    async def look(cluster: Cluster) -> Row:
+        row = known_target(cluster.routing, target)
+        if row["chain"]:
+            raise ConfigError(
+                f"target {target} is in chain {row['chain']}: `fs3 admin replace {row['node']}/{row['disk']}` moves it away"
+            )
+        return row
+
+    found = go.visit(look)
+    act(
+        go, yes, found, f"Forget target {target} of node {found['node']}.", TARGET_ACTION,
+        TargetActionRequest(target, TargetAction.FORGET),
+    )  # fmt: skip
+
+
+@command(chain, "give-up")
+@click.argument("chain", type=int, metavar="CHAIN", shell_complete=chain_ids)
+@click.option("--target", type=int, metavar="TARGET", help="Which one is to serve instead; without it, they are compared.")
+@click.option("--accept", metavar="WORDS", help="The words of acceptance, where nobody is at a terminal.")
+def chain_give_up(go: Admin, chain: int, target: int | None, accept: str | None) -> None:
+    """Let another target serve a chain whose last serving one never comes back: what only that one had is LOST.
+
+    Only for a chain that no target serves. Shows what each target that is alive holds. First try to bring back the node and
+    disk of the target in state lastsrv.
+    """
+
+    async def look(cluster: Cluster) -> Row:
+        known_chain(cluster.routing, chain)
+        return give_up_facts(cluster.routing, cluster.routing.chains[chain])
+
+    found = go.visit(look)
+    words = ACCEPTANCE.format(chain=chain)
+    if not go.as_json:
+        go.console.print(rows_table(found["targets"], "target node disk state node_state local used_bytes"))
+        click.echo(f"Serving last: {_some(found['lastsrv'])}. What it took after the others were gone, they do not have.")
+    living = [row["target"] for row in found["targets"] if row["alive"]]
+    if target is None:
+        go.show(found, lambda: _choices(chain, living, words))
+        return
+    if target not in living:
+        raise ConfigError(f"target {target} is not one of chain {chain} that is alive: {_some(living)}")
+    if accept is None and not go.as_json and sys.stdin.isatty():
+        accept = click.prompt(f"This cannot be undone. Type '{words}' to go on", default="", show_default=False)
+    if accept != words:
+        raise ConfigError(f"nothing was changed; to go on, give --accept '{words}'")
+
+    async def run(cluster: Cluster) -> None:
+        request = TargetActionRequest(target, TargetAction.GIVE_UP, found["version"])
+        await cluster.call(TARGET_ACTION, request)
+
+    go.visit(run)
+    go.show(
+        {**found, "given_to": target},
+        lambda: f"Target {target} serves chain {chain} now; `fs3 admin fsck` finds what is lost.",
+    )
+
+
+def give_up_facts(routing: RoutingInfo, chain: Chain) -> Row:
+    """What is known of a chain that no target serves. Raises CONFIG where one does."""
+    if chain.serving():
+        raise ConfigError(f"chain {chain.id} is served by target {_some(chain.serving())}: there is nothing to give up")
+    rows = {row["target"]: row for row in target_rows(routing)}
+    targets = [rows[entry.target] for entry in chain.targets if entry.target in rows]
+    for row in targets:
+        row["alive"] = row["node_state"] == "alive" and row["local"] != "offline"
+    lastsrv = [entry.target for entry in chain.targets if entry.state is PublicState.LASTSRV]
+    return {"chain": chain.id, "version": chain.version, "lastsrv": lastsrv, "targets": targets}
+
+
+def _choices(chain: int, living: list[int], words: str) -> str:
+    if not living:
+        return "None of its targets is alive: bring back a node or disk of one first."
+    return "\n".join([f"fs3 admin chain give-up {chain} --target {target} --accept '{words}'" for target in living])
+
+
+@command(table, "create")
+@click.option(
+    "--file", "path", type=click.Path(path_type=Path), metavar="FILE", help="A chain file, see `fs3 admin placement`."
+)
+@yes_option
+def table_create(go: Admin, path: Path | None, yes: bool) -> None:
+    """Make a chain table of the chains in a file. New directories use it by `fs3 admin layout set --table`."""
+    _add_chains(go, path, 0, yes)
+
+
+@command(table, "grow")
+@click.argument("table", type=int, metavar="TABLE", shell_complete=table_ids)
+@click.option(
+    "--file", "path", type=click.Path(path_type=Path), metavar="FILE", help="A chain file, see `fs3 admin placement`."
+)
+@yes_option
+def table_grow(go: Admin, table: int, path: Path | None, yes: bool) -> None:
+    """Add the chains in a file to a table: new files use them, files made before stay where they are."""
+    _add_chains(go, path, table, yes)
+
+
+def _add_chains(go: Admin, path: Path | None, number: int, yes: bool) -> None:
+    if path is None:
+        raise ConfigError("--file is missing: a chain file; `fs3 admin placement` makes one of the targets that are free")
+    wanted = read_chains(path)
+
+    async def look(cluster: Cluster) -> Row:
+        routing = cluster.routing
+        replicas = wanted.replicas
+        if number:
+            known_table(routing, number)
+            have = routing.tables[number].replicas
+            if have != replicas:
+                raise ConfigError(f"{path}: chains of {replicas} targets, but table {number} has {have} replicas")
+        try:
+            chain_file.check_chains(wanted.chains, replicas, routing)
+        except FS3Error as error:
+            raise ConfigError(f"{path}: {error.message}") from None
+        nodes = Counter([routing.targets[target].node for entry in wanted.chains for target in entry])
+        return {
+            "table": number,
+            "replicas": replicas,
+            "chains": [list(entry) for entry in wanted.chains],
+            "targets_of_nodes": [{"node": node, "targets": count} for node, count in sorted(nodes.items())],
+        }
+
+    found = go.visit(look)
+    what = f"Add {counted(len(wanted.chains), 'chain')} to table {number}" if number else "Make a chain table of"
+    what = what if number else f"{what} {counted(len(wanted.chains), 'chain')}"
+    if not go.as_json:
+        go.console.print(rows_table(found["targets_of_nodes"], "node targets"))
+        click.echo(f"{what} of {counted(wanted.replicas, 'target')} each.")
+    if not go.confirmed(yes):
+        if go.as_json:
+            go.show(found, list)
+        return
+
+    async def run(cluster: Cluster) -> CreateTableReply:
+        token = cluster.env.random.getrandbits(63) | 1
+        return await cluster.call(CREATE_TABLE, CreateTableRequest(wanted.chains, wanted.replicas, number, token), 30.0)
+
+    reply = go.visit(run)
+    result = {**found, "table": reply.table, "version": reply.version}
+    go.show(result, lambda: f"Table {reply.table} is there, version {reply.version}; `fs3 admin table show {reply.table}`.")
+
+
+def read_chains(path: Path) -> chain_file.ChainFile:
+    """Raises CONFIG, naming the file."""
+    try:
+        return chain_file.parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a chain file: it is no text") from None
+    except FS3Error as error:
+        raise ConfigError(f"{path}: {error.message}") from None
+
+
+@command(table, "remove")
+@click.argument("table", type=int, metavar="TABLE", shell_complete=table_ids)
+@yes_option
+def table_remove(go: Admin, table: int, yes: bool) -> None:
+    """Remove a chain table and its chains, which must hold no data and not be those of new directories."""
+
+    async def look(cluster: Cluster) -> Row:
+        known_table(cluster.routing, table)
+        config = await cluster.call(CLUSTER_CONFIG, Empty())
+        row = next(row for row in table_rows(cluster.routing, config.table) if row["table"] == table)
+        if row["default"]:
+            raise ConfigError(f"table {table} is the default one, which new directories use: it cannot be removed")
+        return row
+
+    found = go.visit(look)
+    what = f"Remove table {table} and its {counted(found['chains'], 'chain')}."
+    act(go, yes, found, what, REMOVE_TABLE, RemoveTableRequest(table), 60.0)
+
+
+def act(go: Admin, yes: bool, found: Row, what: str, method: Any, request: Any, timeout_s: float = 10.0) -> None:
+    """Say what would be done, do it where the operator agrees. A refusal is a CONFIG error."""
+    if not go.as_json:
+        click.echo(what)
+    if not go.confirmed(yes):
+        if go.as_json:
+            go.show({**found, "changed": False}, list)
+        return
+
+    async def run(cluster: Cluster) -> None:
+        await cluster.call(method, request, timeout_s)
+
+    go.visit(run)
+    go.show({**found, "changed": True}, lambda: "Done.")
+
+
+def known_target(routing: RoutingInfo, target: int) -> Row:
+    """A target's row. Raises CONFIG where there is no such target."""
+    found = [row for row in target_rows(routing) if row["target"] == target]
+    if not found:
+        raise ConfigError(f"target {target}: there is no such target; `fs3 admin target list` shows all")
+    return found[0]
+
+
+def _serving(routing: RoutingInfo, chain: int) -> tuple[int, ...]:
+    found = routing.chains.get(chain)
+    return found.serving() if found is not None else ()
+
+
+def _some(ids: Any) -> str:
+    """The first few of many ids."""
+    listed = list(ids)
+    more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+    return (", ".join([str(number) for number in listed[:5]]) or "none") + more

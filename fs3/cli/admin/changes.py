@@ -26,12 +26,13 @@ from ...api.common import Empty
 from ...api.mgmtd import CLUSTER_CONFIG
 from ...errors import ConfigError, FS3Error
 from ...placement import chain_file
+from ...placement.place import place
 from ...routing import Chain, PublicState, RoutingInfo
 from ..status import human
 from .common import Admin, Cluster, chain_ids, command, known_node, node_ids, rows_table, table_ids, target_ids, yes_option
 from .lists import chain, node, table, target
 from .plans import storage_node
-from .rows import Row, counted, table_rows, target_rows
+from .rows import Row, counted, is_free, table_rows, target_rows
 from .shows import known_chain, known_table
 
 commands: tuple[click.Command, ...] = ()
@@ -190,58 +191,69 @@ def _choices(chain: int, living: list[int], words: str) -> str:
     return "\n".join([f"fs3 admin chain give-up {chain} --target {target} --accept '{words}'" for target in living])
 
 
-@command(table, "create")
-@click.option(
+_file = click.option(
     "--file", "path", type=click.Path(path_type=Path), metavar="FILE", help="A chain file, see `fs3 admin placement`."
 )
+_auto = click.option("--auto", is_flag=True, help="Of all targets that are free, spread evenly.")
+
+
+@command(table, "create")
+@_file
+@_auto
+@click.option("--replicas", type=click.IntRange(min=1), metavar="N", help="With --auto: how many targets each chain has.")
 @yes_option
-def table_create(go: Admin, path: Path | None, yes: bool) -> None:
-    """Make a chain table of the chains in a file. New directories use it by `fs3 admin layout set --table`."""
-    _add_chains(go, path, 0, yes)
+def table_create(go: Admin, path: Path | None, auto: bool, replicas: int | None, yes: bool) -> None:
+    """Make a chain table, of chains in a file or of free targets. Directories use it by `fs3 admin layout set`."""
+    if auto and replicas is None:
+        raise ConfigError("--auto needs --replicas: how many targets each chain has")
+    _add_chains(go, _given(path, auto), 0, replicas or 0, yes)
 
 
 @command(table, "grow")
 @click.argument("table", type=int, metavar="TABLE", shell_complete=table_ids)
-@click.option(
-    "--file", "path", type=click.Path(path_type=Path), metavar="FILE", help="A chain file, see `fs3 admin placement`."
-)
+@_file
+@_auto
 @yes_option
-def table_grow(go: Admin, table: int, path: Path | None, yes: bool) -> None:
-    """Add the chains in a file to a table: new files use them, files made before stay where they are."""
-    _add_chains(go, path, table, yes)
+def table_grow(go: Admin, table: int, path: Path | None, auto: bool, yes: bool) -> None:
+    """Add chains to a table, of a file or of free targets: new files use them, files made before stay where they are."""
+    _add_chains(go, _given(path, auto), table, 0, yes)
 
 
-def _add_chains(go: Admin, path: Path | None, number: int, yes: bool) -> None:
-    if path is None:
-        raise ConfigError("--file is missing: a chain file; `fs3 admin placement` makes one of the targets that are free")
-    wanted = read_chains(path)
+def _given(path: Path | None, auto: bool) -> Path | None:
+    """The path, or None for --auto. Raises CONFIG."""
+    if auto == (path is not None):
+        raise ConfigError("give either --auto, or --file with a chain file such as `fs3 admin placement` makes")
+    return path
 
+
+def _add_chains(go: Admin, path: Path | None, number: int, replicas: int, yes: bool) -> None:
     async def look(cluster: Cluster) -> Row:
         routing = cluster.routing
-        replicas = wanted.replicas
         if number:
             known_table(routing, number)
-            have = routing.tables[number].replicas
-            if have != replicas:
-                raise ConfigError(f"{path}: chains of {replicas} targets, but table {number} has {have} replicas")
+        wanted = read_chains(path) if path is not None else automatic(routing, number, replicas)
+        have = routing.tables[number].replicas if number else wanted.replicas
+        source = f"{path}: " if path is not None else ""
+        if have != wanted.replicas:
+            raise ConfigError(f"{source}chains of {wanted.replicas} targets, but table {number} has {have} replicas")
         try:
-            chain_file.check_chains(wanted.chains, replicas, routing)
+            chain_file.check_chains(wanted.chains, wanted.replicas, routing)
         except FS3Error as error:
-            raise ConfigError(f"{path}: {error.message}") from None
+            raise ConfigError(f"{source}{error.message}") from None
         nodes = Counter([routing.targets[target].node for entry in wanted.chains for target in entry])
         return {
             "table": number,
-            "replicas": replicas,
+            "replicas": wanted.replicas,
             "chains": [list(entry) for entry in wanted.chains],
             "targets_of_nodes": [{"node": node, "targets": count} for node, count in sorted(nodes.items())],
         }
 
     found = go.visit(look)
-    what = f"Add {counted(len(wanted.chains), 'chain')} to table {number}" if number else "Make a chain table of"
-    what = what if number else f"{what} {counted(len(wanted.chains), 'chain')}"
+    chains = counted(len(found["chains"]), "chain")
+    what = f"Add {chains} to table {number}" if number else f"Make a chain table of {chains}"
     if not go.as_json:
         go.console.print(rows_table(found["targets_of_nodes"], "node targets"))
-        click.echo(f"{what} of {counted(wanted.replicas, 'target')} each.")
+        click.echo(f"{what} of {counted(found['replicas'], 'target')} each.")
     if not go.confirmed(yes):
         if go.as_json:
             go.show(found, list)
@@ -249,11 +261,22 @@ def _add_chains(go: Admin, path: Path | None, number: int, yes: bool) -> None:
 
     async def run(cluster: Cluster) -> CreateTableReply:
         token = cluster.env.random.getrandbits(63) | 1
-        return await cluster.call(CREATE_TABLE, CreateTableRequest(wanted.chains, wanted.replicas, number, token), 30.0)
+        made = tuple([tuple(entry) for entry in found["chains"]])
+        return await cluster.call(CREATE_TABLE, CreateTableRequest(made, found["replicas"], number, token), 30.0)
 
     reply = go.visit(run)
     result = {**found, "table": reply.table, "version": reply.version}
     go.show(result, lambda: f"Table {reply.table} is there, version {reply.version}; `fs3 admin table show {reply.table}`.")
+
+
+def automatic(routing: RoutingInfo, table: int, replicas: int) -> chain_file.ChainFile:
+    """Chains of all free targets, for a table that is there, or of so many replicas. Raises CONFIG."""
+    replicas = routing.tables[table].replicas if table else replicas
+    free = [target for target in routing.targets.values() if is_free(routing, target)]
+    try:
+        return chain_file.ChainFile(replicas, place(free, replicas, routing.nodes))
+    except FS3Error as error:
+        raise ConfigError(f"{error.message}; `fs3 admin node list` shows what is free") from None
 
 
 def read_chains(path: Path) -> chain_file.ChainFile:

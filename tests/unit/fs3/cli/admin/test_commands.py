@@ -118,7 +118,9 @@ def test_giving_up_shows_what_is_left_and_wants_the_words(operator: Operator) ->
         ("table show 4", "table 4: there is no such table; `fs3 admin table list` shows 1"),
         ("table remove 1", "table 1 is the default one"),
         ("table grow 4 --file FILE", "table 4: there is no such table"),
-        ("table create", "--file is missing"),
+        ("table create", "give either --auto, or --file with a chain file"),
+        ("table create --auto", "--auto needs --replicas"),
+        ("table create --auto --replicas 4", "4 replicas need targets on 4 different storage nodes"),
         ("table create --file ABSENT", "cannot be read: No such file or directory"),
     ],
 )
@@ -162,6 +164,13 @@ def test_a_chain_file_becomes_a_table(operator: Operator, tmp_path: Path) -> Non
     assert "Make a chain table of 2 chains of 2 targets each." in operator.types(f"table create --file {path}").output
     assert "Table 2 is there, version 1" in operator.types(f"table create --yes --file {path}").output
     assert operator.cluster.asked[-1].chains == ((10103, 10203), (10304, 10104))
+
+
+def test_free_targets_become_chains(operator: Operator) -> None:
+    operator.on(routing(), {admin.CREATE_TABLE: admin.CreateTableReply(1, 2)})
+    found = json.loads(operator.types("table grow 1 --auto --yes --json").output)
+    assert (found["table"], found["version"], len(found["chains"])) == (1, 2, 3)
+    assert sorted(target for chain in found["chains"] for target in chain) == [10103, 10104, 10203, 10204, 10303, 10304]
 
 
 def test_words_of_mgmtd_are_passed_on(operator: Operator) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import json
 import re
 import tomllib
@@ -24,6 +25,9 @@ C = TypeVar("C")
 _SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _DURATION_UNITS_MS = {"ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000}
 _NUMBER_WITH_UNIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+_GIVEN = "_given"
+"""Attribute of a loaded config: the keys that were set."""
 
 _EXPECTED: dict[Any, str] = {
     int: "a whole number",
@@ -83,10 +87,11 @@ class Option:
 
 
 def options(cls: type[Any]) -> dict[str, Option]:
-    """The fields of a config class by key, in order."""
+    """The fields of a config class by key, in order: its own before those that it inherits."""
     hints = typing.get_type_hints(cls)
+    own = inspect.get_annotations(cls)
     found = {}
-    for field in dataclasses.fields(cls):
+    for field in sorted(dataclasses.fields(cls), key=lambda field: field.name not in own):
         known = {key: field.metadata.get(key) for key in ("help", "unit", "at_least", "at_most")}
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         assert hints[field.name] in _EXPECTED, f"{cls.__name__}.{field.name}: unsupported type {hints[field.name]}"
@@ -122,9 +127,25 @@ def load(cls: type[C], path: Path | None, overrides: Mapping[str, str]) -> C:
         if entry.required and key not in values:
             raise ConfigError(f"{source}: key '{key}' is missing, expected {entry.expected()} (or the flag {flag(key)})")
     try:
-        return cls(**values)
+        config = cls(**values)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
+    object.__setattr__(config, _GIVEN, frozenset(values))  # the classes are frozen
+    return config
+
+
+def given(config: Any) -> frozenset[str]:
+    """The keys that were set, in the file or by flags. Of a config that was not loaded: those that have no default value."""
+    found: frozenset[str] | None = getattr(config, _GIVEN, None)
+    if found is None:
+        known = options(type(config))
+        found = frozenset(key for key, entry in known.items() if getattr(config, key) != entry.default)
+    return found
+
+
+def parse(option: Option, text: str, source: str) -> Any:
+    """The value that a text stands for, as flags give it. source: where it comes from. Raises ConfigError."""
+    return _from_text(option, text, source)
 
 
 def flag(key: str) -> str:
@@ -166,12 +187,20 @@ def format_size(size: int) -> str:
     return str(size)
 
 
+def format_duration(duration_ms: int) -> str:
+    """The shortest exact text for a duration: 168h, 90s, 1500ms."""
+    for unit, factor in reversed(_DURATION_UNITS_MS.items()):
+        if duration_ms and duration_ms % factor == 0:
+            return f"{duration_ms // factor}{unit}"
+    return f"{duration_ms}ms"
+
+
 def show(option: Option, value: Any) -> str:
     """A value as people write it on a command line."""
     if option.unit == "bytes":
         return format_size(int(value))
     if option.unit == "ms":
-        return f"{int(value)}ms"
+        return format_duration(int(value))
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):

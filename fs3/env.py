@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from . import log
 from .metrics import Metrics
 from .transport.base import Transport
 
@@ -41,3 +42,7 @@ class Env:
     def client_id(self) -> int:
         """A fresh random id of a client incarnation, 63 bits, never 0."""
         return self.random.getrandbits(63) | 1
+
+    def set_log_level(self, level: str) -> None:
+        """What this process logs from now on: one of log.LEVELS."""
+        log.set_level(level)

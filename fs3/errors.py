@@ -26,6 +26,7 @@ class Code(IntEnum):
     BAD_PLACEMENT = 205
     BAD_PLAN = 206
     TABLE_IN_USE = 207
+    CONFIG_CHANGED = 208
     # 3xx: metadata
     NOT_FOUND = 300
     EXISTS = 301

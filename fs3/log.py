@@ -32,6 +32,12 @@ def setup(name: str, level: str) -> None:
     root = logging.getLogger()
     # Whatever else watches (a test's capture) stays; a second call replaces what the first one made.
     root.handlers[:] = [other for other in root.handlers if not isinstance(other.formatter, OneLine)] + [handler]
-    root.setLevel(level.upper())
+    set_level(level)
     logging.captureWarnings(True)
     logging.getLogger(f"fs3.{name}").debug("log level %s", level)
+
+
+def set_level(level: str) -> None:
+    """Log from now on what is of this level or above; it is one of LEVELS."""
+    assert level in LEVELS, level
+    logging.getLogger().setLevel(level.upper())

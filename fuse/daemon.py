@@ -16,9 +16,11 @@ import trio
 from fs3 import daemon
 from fs3.cli.mounts import check_mount_point, is_stale, prepare_mount_point, unmount
 from fs3.client.connect import connect
+from fs3.client.file import FileClient
 from fs3.config import option
 from fs3.env import Env
 from fs3.errors import ConfigError, FS3Error
+from fs3.settings import ClientSettings
 
 from . import guard, ops
 from .callers import Callers, groups_of_process
@@ -31,8 +33,8 @@ UNMOUNT_S = 8.0
 """How long a stop waits for the kernel to write back and let go, before files that are open lose their mount."""
 
 
-@dataclass(frozen=True)
-class MountConfig:
+@dataclass(frozen=True, kw_only=True)
+class MountConfig(ClientSettings):
     """Configuration of fs3-mount."""
 
     mount: str = option(help="the folder to mount on")
@@ -41,37 +43,18 @@ class MountConfig:
     allow_other: bool = option(
         True, help="let other users in (as a user other than root, only with user_allow_other in /etc/fuse.conf)"
     )
-    entry_timeout: int = option(
-        1000, unit="ms", at_least=0, help="how long names found stay valid: other mounts' renames show after that"
-    )
-    attr_timeout: int = option(
-        1000, unit="ms", at_least=0, help="how long attributes stay valid: other mounts' changes show after that"
-    )
     xattrs: bool = option(
         True, help="extended attributes and POSIX ACLs; cost one more request for each file that is written"
-    )
-    read_ahead: int = option(
-        8 * 1024 * 1024, unit="bytes", at_least=0, help="how far to read ahead of sequential readers; 0 = not at all"
-    )
-    read_cache: int = option(
-        128 * 1024 * 1024, unit="bytes", at_least=0, help="memory for what was read ahead, of the whole mount"
-    )
-    kernel_read_ahead: int = option(
-        4 * 1024 * 1024, unit="bytes", at_least=0, help="the kernel's own read-ahead on this mount (set when root)"
     )
     write_behind: bool = option(
         False,
         help="gather writes in memory and send them in the background: faster, but a crash of this daemon loses"
         " what was written and not yet synced or closed",
     )
-    write_buffer: int = option(
-        32 * 1024 * 1024, unit="bytes", at_least=1, help="with write_behind: how much of one file may wait in memory"
-    )
     state: str = option(
         "", help="a file that tells the next mount after a crash which one it replaces: files are then settled at once"
     )
     host: str = option("", help="this machine's name, to prefer replicas on it; default: the host name")
-    log_level: str = option("info", help="how much to log", choices=("debug", "info", "warning", "error"))
 
 
 async def run(config: MountConfig, env: Env, started: Callable[[str], None]) -> None:
@@ -122,19 +105,27 @@ async def _serve(
 
             nursery.start_soon(give_up)
             host = config.host or socket.gethostname()
-            async with connect(env, config.mgmtd, host, identity) as client, trio.open_nursery() as tasks:
+            async with connect(env, config.mgmtd, host, identity, config) as client, trio.open_nursery() as tasks:
                 waiting.cancel()
-                limit = config.write_buffer if config.write_behind else 0
-                fs = FileSystem(client, tasks, FsOptions(config.read_ahead, config.read_cache, limit))
+                fs = FileSystem(client, tasks, _fs_options(config, client.settings))
                 fs.use_kernel(ops.store, ops.forget_attributes)
                 callers = Callers(env.monotonic, groups_of_process)
+                settings = client.settings
                 handlers = ops.Operations(
-                    fs, callers, config.entry_timeout / 1000, config.attr_timeout / 1000, config.xattrs
+                    fs, callers, settings.entry_timeout / 1000, settings.attr_timeout / 1000, config.xattrs
                 )
+
+                async def apply(settings: ClientSettings) -> None:
+                    handlers.entry_timeout_s = settings.entry_timeout / 1000
+                    handlers.attr_timeout_s = settings.attr_timeout / 1000
+                    fs.use_options(_fs_options(config, settings))
+                    await trio.to_thread.run_sync(_raise_read_ahead, mountpoint, settings.kernel_read_ahead)
+
+                client.on_settings = apply
                 ops.mount(handlers, mountpoint, _options(config, f"fs3:{client.cluster}"))
                 guarding = guard.start(mountpoint)
                 try:
-                    await _answer(config, mountpoint, fs, started, stop)
+                    await _answer(client, mountpoint, fs, started, stop)
                 finally:
                     ops.detach()
                     guarding.kill()
@@ -143,8 +134,13 @@ async def _serve(
     ended.cancel()
 
 
+def _fs_options(config: MountConfig, settings: ClientSettings) -> FsOptions:
+    limit = settings.write_buffer if config.write_behind else 0
+    return FsOptions(settings.read_ahead, settings.read_cache, limit)
+
+
 async def _answer(
-    config: MountConfig, mountpoint: str, fs: FileSystem, started: Callable[[str], None], stop: trio.Event
+    client: FileClient, mountpoint: str, fs: FileSystem, started: Callable[[str], None], stop: trio.Event
 ) -> None:
     """Answer the kernel until the mount has ended, by others or by `stop`."""
     async with trio.open_nursery() as nursery:
@@ -156,7 +152,7 @@ async def _answer(
 
         async def tell_when_ready() -> None:
             await trio.to_thread.run_sync(_in_child, _STAT, mountpoint, abandon_on_cancel=True)  # the kernel asks us
-            await trio.to_thread.run_sync(_raise_read_ahead, mountpoint, config.kernel_read_ahead)
+            await trio.to_thread.run_sync(_raise_read_ahead, mountpoint, client.settings.kernel_read_ahead)
             started(mountpoint)
 
         nursery.start_soon(end_when_told)

@@ -90,6 +90,11 @@ class FileSystem:
         self._buffered: dict[int, WriteBehind] = {}
         self._forget_attributes: Callable[[int], None] = lambda inode: None
 
+    def use_options(self, options: FsOptions) -> None:
+        """From now on; buffers of files that are being written stay as they are."""
+        self._options = options
+        self._read_ahead.use(options.read_ahead, options.read_cache)
+
     def use_kernel(self, store: KernelStore, forget_attributes: Callable[[int], None]) -> None:
         """Let hot blocks be handed to the kernel's page cache, and the kernel be told which inode's attributes changed."""
         self._read_ahead.kernel_store = store

@@ -48,6 +48,11 @@ class ReadAhead:
         self._storing: dict[int, int] = {}  # inode -> blocks that are being handed to the kernel
         self._stored = trio.Event()
 
+    def use(self, depth: int, capacity: int) -> None:
+        """From now on."""
+        self._depth, self._cache.capacity = depth, capacity
+        self._cache.make_room(0)
+
     async def read(self, state: OpenInode, window: ReadWindow, offset: int, length: int) -> memoryview:
         """Bytes at `offset`, all of them before the end of the file. The result may share memory with a block."""
         sequential = window.observe(offset, length) and not self._client.env.rare("mount.readahead.off")

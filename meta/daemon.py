@@ -16,6 +16,7 @@ import trio
 from fs3.api.mgmtd import UNREGISTER, RegisterRequest, UnregisterRequest
 from fs3.client.lease import UNREGISTER_MS, Lease
 from fs3.client.mgmtd import MgmtdClient
+from fs3.client.settings import CentralSettings
 from fs3.client.storage import StorageClient
 from fs3.config import option
 from fs3.daemon import main as daemon_main
@@ -27,6 +28,7 @@ from fs3.kv.base import KVEngine
 from fs3.kv.registry import open_engine
 from fs3.rpc.client import RpcClient
 from fs3.rpc.server import RpcServer
+from fs3.settings import MetaSettings
 from fs3.transport.base import Listener
 
 from . import fsck_command
@@ -36,11 +38,9 @@ from .service import MetaService
 
 logger = logging.getLogger("fs3.meta.daemon")
 
-_LEVELS = ("debug", "info", "warning", "error")
 
-
-@dataclass(frozen=True)
-class MetaConfig:
+@dataclass(frozen=True, kw_only=True)
+class MetaConfig(MetaSettings):
     """fs3-meta's configuration."""
 
     node_id: int = option(11, help="this daemon's id, of which no other daemon has the like", at_least=1)
@@ -52,10 +52,6 @@ class MetaConfig:
     store: str = option("", help="store URL, such as fdb:/etc/foundationdb/fdb.cluster; embedded in `data` by default")
     root_uid: int = option(0, help="owner of the root directory, when it is made", at_least=0)
     root_gid: int = option(0, help="group of the root directory, when it is made", at_least=0)
-    session_grace_ms: int = option(
-        10_000, help="how long a client is dead before its open files are closed", unit="ms", at_least=0, at_most=3_600_000
-    )
-    log_level: str = option("info", help="what to log", choices=_LEVELS)
 
     def __post_init__(self) -> None:
         if not self.mgmtd:
@@ -87,21 +83,38 @@ async def _serve(config: MetaConfig, env: Env, started: Callable[[str], None], s
             mgmtd = MgmtdClient(env, rpc, config.mgmtd)
             await nursery.start(mgmtd.run)
             chunks = RoutedChunks(StorageClient(env, rpc, mgmtd, env.client_id(), host), lambda: mgmtd.routing)
-            times = GcTimes(session_grace_ms=config.session_grace_ms)
+            times = _times(config)
             service = MetaService(env, store, mgmtd, chunks, nursery, times, (config.root_uid, config.root_gid))
             server = RpcServer(env)
             service.bind(server)
             tell_status(server, env, "meta", config.node_id)
             await nursery.start(server.serve, listener)
             request = RegisterRequest(config.node_id, NodeKind.META, address, host, incarnation)
-            await nursery.start(Lease(env, mgmtd, lambda: request).run)
+
+            async def apply(settings: MetaSettings) -> None:
+                service.collector.times = _times(settings)
+
+            central = CentralSettings(env, "meta", config, apply)
+            lease = Lease(env, mgmtd, lambda: request, config=central.use)
+            await nursery.start(lease.run)
             registered = True
+            nursery.start_soon(central.follow, mgmtd, lease)
             await nursery.start(service.run)
             started(address)
     finally:
         if registered:
             with trio.CancelScope(shield=True):
                 await _unregister(config, env, incarnation)
+
+
+def _times(settings: MetaSettings) -> GcTimes:
+    return GcTimes(
+        gather_ms=settings.gc_gather_ms,
+        sweep_ms=settings.gc_sweep_ms,
+        session_grace_ms=settings.session_grace_ms,
+        unknown_grace_ms=settings.unknown_grace_ms,
+        files_at_once=settings.gc_files_at_once,
+    )
 
 
 async def _unregister(config: MetaConfig, env: Env, incarnation: int) -> None:

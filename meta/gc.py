@@ -41,7 +41,6 @@ from .schema import (
 logger = logging.getLogger("fs3.meta.gc")
 
 PAGE = 256
-FILES_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class GcTimes:
     """gather_ms: files that were removed so close to each other are collected together. sweep_ms: how often to look for
     what others left. abandoned_ms: when to take over another daemon's garbage. work_ms: for one file. session_grace_ms: how
     long a client is dead before its sessions end; unknown_grace_ms: how long it is not known at all. record_age_ms: when a
-    record of a done request may go (no client retries for so long)."""
+    record of a done request may go (no client retries for so long). files_at_once: whose chunks are being removed."""
 
     gather_ms: int = 50
     sweep_ms: int = 5_000
@@ -59,6 +58,7 @@ class GcTimes:
     unknown_grace_ms: int = 600_000
     record_age_ms: int = 3_600_000
     record_sweep_ms: int = 600_000
+    files_at_once: int = 16
 
 
 ClientStates = Callable[[], Awaitable[dict[int, ClientInfo]]]
@@ -80,7 +80,7 @@ class Collector:
         self._chunks = chunks
         self._intents = intents
         self.clients = clients
-        self._times = times
+        self.times = times  # but for abandoned_ms it may be changed at any time
         self._claims = Claims(ctx.env, ctx.owner, times.abandoned_ms)
         self._gone_since: dict[int, float] = {}  # clients that are dead or not known, and since when
         self._swept: set[int] = set()  # dead clients whose sessions have ended
@@ -95,13 +95,13 @@ class Collector:
             nursery.start_soon(self._run_sweeps)
 
     async def _run_garbage(self) -> None:
-        ctx, times = self._ctx, self._times
+        ctx = self._ctx
         while True:
             ctx.garbage = trio.Event()
             await self._guarded(self.collect, "collecting removed files")
-            with trio.move_on_after(times.sweep_ms / 1000):
+            with trio.move_on_after(self.times.sweep_ms / 1000):
                 await ctx.garbage.wait()
-            await trio.sleep(times.gather_ms / 1000)
+            await trio.sleep(self.times.gather_ms / 1000)
 
     async def _run_sweeps(self) -> None:
         records_at = 0.0
@@ -111,8 +111,8 @@ class Collector:
             now = self._ctx.env.monotonic()
             if now >= records_at:
                 await self._guarded(self.forget_records, "forgetting old records")
-                records_at = now + self._times.record_sweep_ms / 1000
-            await trio.sleep(self._times.sweep_ms / 1000)
+                records_at = now + self.times.record_sweep_ms / 1000
+            await trio.sleep(self.times.sweep_ms / 1000)
 
     async def _guarded(self, work: Callable[[], Awaitable[None]], what: str) -> None:
         """Run one round; what fails is tried again in the next."""
@@ -158,7 +158,7 @@ class Collector:
         async def worker() -> None:
             while todo:
                 inode, garbage = todo.pop()
-                deadline = self._ctx.env.monotonic() + self._times.work_ms / 1000
+                deadline = self._ctx.env.monotonic() + self.times.work_ms / 1000
                 try:
                     await self._chunks.remove(inode, garbage.layout, garbage.bound, deadline=deadline)
                     done.append(inode)
@@ -166,7 +166,7 @@ class Collector:
                     failed.append(error)
 
         async with trio.open_nursery() as nursery:
-            for _ in range(min(FILES_AT_ONCE, len(todo))):
+            for _ in range(min(self.times.files_at_once, len(todo))):
                 nursery.start_soon(worker)
 
         async def forget(txn: Txn) -> None:
@@ -213,7 +213,7 @@ class Collector:
                 self._swept.discard(client)
             else:
                 self._gone_since.setdefault(client, now)
-        grace_s = self._times.session_grace_ms / 1000
+        grace_s = self.times.session_grace_ms / 1000
         dead = {
             client
             for client, info in states.items()
@@ -222,7 +222,7 @@ class Collector:
         holders = await self._holders()
         for client in holders - states.keys():
             since = self._gone_since.setdefault(client, now)
-            if now - since >= self._times.unknown_grace_ms / 1000:
+            if now - since >= self.times.unknown_grace_ms / 1000:
                 dead.add(client)
         for client in [client for client in self._gone_since if client not in states and client not in holders]:
             del self._gone_since[client]
@@ -302,7 +302,7 @@ class Collector:
         """Remove the records of requests done so long ago that nobody asks for them again. Wall clocks may be wrong, also
         that of whoever wrote a record: one that looks old goes once it has done so for all that time, by our own clock."""
         ctx = self._ctx
-        age_s = self._times.record_age_ms / 1000
+        age_s = self.times.record_age_ms / 1000
         now = ctx.env.monotonic()
         known, self._old_records = self._old_records, {}
         begin, end = span(b"IDEM")

@@ -7,8 +7,10 @@ not happened. Public states, versions, incarnations and who is alive last; lease
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from fs3.api.admin import ConfigUse, ConfigVersion, SetConfigRequest
 from fs3.api.mgmtd import (
     ClientInfo,
     ClusterConfigReply,
@@ -24,6 +26,7 @@ from fs3.errors import Code, FS3Error
 from fs3.ids import NodeKind
 from fs3.layout import CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, valid_chunk_size
 from fs3.routing import LocalState, Node, RoutingInfo, Table
+from fs3.settings import name_of
 
 from .chains import new_chain
 from .draft import Draft
@@ -53,15 +56,17 @@ class Cluster:
     """The primary's view of the cluster. `now`: monotonic seconds."""
 
     def __init__(self, saved: Saved, timing: Timing, now: float) -> None:
-        """Every node that was alive gets a whole lease from now on: it could not reach us while we were away."""
-        self._timing = timing
+        """Every node that was alive gets a whole lease from now on, as long as any that it may hold: it could not reach us
+        while we were away."""
+        self.timing = timing
         self.state = State(saved)
+        head = saved.head
         for node in self.state.nodes.values():
             if node.alive and node.kind != NodeKind.MGMTD:
-                self.state.leases[node.id] = now + timing.lease_ms / 1000
+                self.state.leases[node.id] = now + max(timing.lease_ms, head.lease_ms) / 1000
         for client in self.state.clients.values():
             if client.alive:
-                self.state.leases[client.id] = now + timing.client_lease_ms / 1000
+                self.state.leases[client.id] = now + max(timing.client_lease_ms, head.client_lease_ms) / 1000
             else:
                 self.state.forget[client.id] = now + timing.forget_client_ms / 1000
 
@@ -97,6 +102,7 @@ class Cluster:
             raise FS3Error(Code.CONFIG, f"node id {me.id} is that of a {_name(owner.kind)} daemon: give mgmtd another one")
         draft.nodes[me.id] = me
         draft.next_client += CLIENT_IDS_SKIPPED
+        self._cover(draft, self.timing)
         return draft.done()
 
     def register(self, request: RegisterRequest, now: float) -> tuple[Change, RegisterReply]:
@@ -114,11 +120,11 @@ class Cluster:
         else:
             node = request.node
             self._register_daemon(draft, request, kind)
-        lease_ms = self._timing.lease_of(node)
-        draft.leases[node] = now + lease_ms / 1000
+        lease_ms = self._renew(draft, node, now)
         change = draft.done()
         version = change.head.routing_version if change.head is not None else self.version
-        return change, RegisterReply(node, self.state.head.cluster, lease_ms, version)
+        config_version = self.state.configs.latest_of(kind)
+        return change, RegisterReply(node, self.state.head.cluster, lease_ms, version, config_version)
 
     def heartbeat(self, request: HeartbeatRequest, now: float) -> tuple[Change, HeartbeatReply]:
         """A node renews its lease. Raises UNKNOWN_NODE, STALE_INCARNATION, CONFIG (a target is served elsewhere)."""
@@ -128,14 +134,16 @@ class Cluster:
         if holder.incarnation != request.incarnation or not holder.alive:
             raise _stale(request.node, request.incarnation)
         draft = Draft(self.state)
-        lease_ms = self._timing.lease_of(request.node)
-        draft.leases[request.node] = now + lease_ms / 1000
-        if isinstance(holder, Node) and holder.kind == NodeKind.STORAGE:
+        lease_ms = self._renew(draft, request.node, now)
+        use = (request.config_version, request.config_problem)
+        if self.state.uses.get(request.node) != use:
+            draft.uses[request.node] = use
+        kind = _KINDS[holder.kind] if isinstance(holder, Node) else NodeKind.CLIENT
+        if isinstance(holder, Node) and kind is NodeKind.STORAGE:
             draft.report(holder.id, request.targets)
         change = draft.done()
         version = change.head.routing_version if change.head is not None else self.version
-        config_version = self.state.config.version if self.state.config is not None else 0
-        return change, HeartbeatReply(lease_ms, version, config_version)
+        return change, HeartbeatReply(lease_ms, version, self.state.configs.latest_of(kind))
 
     def unregister(self, request: UnregisterRequest, now: float) -> Change:
         """A node has stopped. An incarnation that is not (or no longer) alive changes nothing."""
@@ -153,7 +161,28 @@ class Cluster:
             if until <= now:
                 draft.clients[client] = None
                 draft.forget[client] = None
+        self._settle_leases(draft, now)
         return draft.done()
+
+    def set_config(
+        self, request: SetConfigRequest, now_ms: int, timing_of: Callable[[ConfigVersion], Timing]
+    ) -> tuple[Change, ConfigVersion]:
+        """Change the central configuration. now_ms: wall clock. timing_of: what our timing is with settings of mgmtd; the
+        caller puts it in force once this is committed. Raises CONFIG, CONFIG_CHANGED."""
+        draft = Draft(self.state)
+        version, draft.configs = self.state.configs.set(request, now_ms)
+        if draft.configs and version.kind == name_of(NodeKind.MGMTD):
+            self._cover(draft, timing_of(version))
+        return draft.done(), version
+
+    def config_uses(self) -> tuple[ConfigUse, ...]:
+        """What each living node said of its configuration; without mgmtd, which sends no heartbeats."""
+        found = []
+        for number in self.state.leases:
+            node = self.state.nodes.get(number)
+            kind = node.kind if node is not None else NodeKind.CLIENT
+            found.append(ConfigUse(number, name_of(kind), *self.state.uses.get(number, (-1, ""))))
+        return tuple(found)
 
     def format(self, request: FormatRequest) -> tuple[Change, FormatReply]:
         """Make the first chain table. stripe: 0, or more than there are chains, means all of them.
@@ -226,14 +255,37 @@ class Cluster:
             # A fresh process cannot know that it is up to date with its chain.
             draft.report(node, [r if again else replace(r, chain_version=0) for r in request.targets])
 
+    def _renew(self, draft: Draft, node: int, now: float) -> int:
+        """Grant a lease; returns for how many ms. One that was granted for longer goes on: the node may not hear of this."""
+        lease_ms = self.timing.lease_of(node)
+        draft.leases[node] = max(now + lease_ms / 1000, self.state.leases.get(node, 0.0))
+        return lease_ms
+
+    def _cover(self, draft: Draft, timing: Timing) -> None:
+        """Have it stored that leases may be granted for such times, before the first of them is."""
+        draft.lease_ms = max(draft.lease_ms, timing.lease_ms)
+        draft.client_lease_ms = max(draft.client_lease_ms, timing.client_lease_ms)
+
+    def _settle_leases(self, draft: Draft, now: float) -> None:
+        """Once no lease of a longer time is left, our successor need not wait for one."""
+        head, timing = self.state.head, self.timing
+        if (head.lease_ms, head.client_lease_ms) == (timing.lease_ms, timing.client_lease_ms):
+            return
+        leases = self.state.leases.items()
+        if all(until <= now + timing.lease_ms / 1000 for node, until in leases if node < FIRST_CLIENT):
+            draft.lease_ms = timing.lease_ms
+        if all(until <= now + timing.client_lease_ms / 1000 for node, until in leases if node >= FIRST_CLIENT):
+            draft.client_lease_ms = timing.client_lease_ms
+
     def _bury(self, draft: Draft, nodes: list[int], now: float, *, ended: bool = False) -> None:
         """These nodes are dead: all at once, so that a chain sees one change. ended: their processes are surely gone."""
         for node in nodes:
             draft.leases[node] = None
+            draft.uses[node] = None
             client = self.state.clients.get(node)
             if client is not None:
                 draft.clients[node] = replace(client, alive=False, ended=ended)
-                draft.forget[node] = now + self._timing.forget_client_ms / 1000
+                draft.forget[node] = now + self.timing.forget_client_ms / 1000
             else:
                 draft.nodes[node] = replace(self.state.nodes[node], alive=False)
         draft.lose_targets(nodes)

@@ -18,17 +18,15 @@ from fs3.env import Env
 from fs3.kv.base import KVEngine
 from fs3.kv.registry import open_engine
 from fs3.rpc.server import RpcServer
+from fs3.settings import MgmtdSettings
 
-from .cluster import Timing
 from .service import Me, MgmtdService
 from .state import FIRST_CLIENT
 from .store import Store
 
-_LEVELS = ("debug", "info", "warning", "error")
 
-
-@dataclass(frozen=True)
-class MgmtdConfig:
+@dataclass(frozen=True, kw_only=True)
+class MgmtdConfig(MgmtdSettings):
     """fs3-mgmtd's configuration."""
 
     node_id: int = option(
@@ -42,10 +40,6 @@ class MgmtdConfig:
     lease_ms: int = option(
         10_000, help="how long a daemon counts as alive after a heartbeat", unit="ms", at_least=200, at_most=600_000
     )
-    client_lease_ms: int = option(
-        30_000, help="the same for clients; their open files are closed then", unit="ms", at_least=200, at_most=3_600_000
-    )
-    log_level: str = option("info", help="what to log", choices=_LEVELS)
 
 
 async def run(config: MgmtdConfig, env: Env, started: Callable[[str], None], engine: KVEngine | None = None) -> None:
@@ -63,7 +57,7 @@ async def run(config: MgmtdConfig, env: Env, started: Callable[[str], None], eng
                 env.client_id(),
                 exclusive=engine is None and not config.store.startswith("fdb:"),
             )
-            service = MgmtdService(env, Store(store), me, Timing(config.lease_ms, config.client_lease_ms))
+            service = MgmtdService(env, Store(store), me, config, config.lease_ms)
             server = RpcServer(env)
             service.bind(server)
             tell_status(server, env, "mgmtd", config.node_id)

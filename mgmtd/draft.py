@@ -10,7 +10,8 @@ from fs3.errors import Code, FS3Error
 from fs3.routing import Chain, LocalState, Node, Table, Target
 
 from .chains import next_chain
-from .state import Change, ClientRecord, Head, State
+from .configs import Changes
+from .state import Change, ClientRecord, Head, State, Use
 
 FILL_CHANGE_PUBLISHED = 0.05
 """A fill level that changed by this part of the capacity is worth a new routing version."""
@@ -33,17 +34,25 @@ class Draft:
         self.leases: dict[int, float | None] = {}
         self.forget: dict[int, float | None] = {}
         self.ended: dict[int, int] = {}
+        self.configs: Changes = {}
+        self.uses: dict[int, Use | None] = {}
+        self.lease_ms = base.head.lease_ms
+        self.client_lease_ms = base.head.client_lease_ms
 
     def done(self) -> Change:
         base = self.base
         routing_changed = bool(self.chains or self.tables or self.stored_targets or self.nodes or self.config)
+        old = base.head
+        times_changed = self.lease_ms != old.lease_ms or self.client_lease_ms != old.client_lease_ms
         head = None
-        if routing_changed or self.clients or self.next_client != base.head.next_client:
+        if routing_changed or self.clients or self.configs or self.next_client != old.next_client or times_changed:
             head = Head(
-                base.head.revision + 1,
-                base.head.routing_version + routing_changed,
-                base.head.cluster,
+                old.revision + 1,
+                old.routing_version + routing_changed,
+                old.cluster,
                 self.next_client,
+                self.lease_ms,
+                self.client_lease_ms,
             )
         return Change(
             head,
@@ -58,6 +67,8 @@ class Draft:
             self.leases,
             self.forget,
             self.ended,
+            self.configs,
+            self.uses,
         )
 
     def put(self, target: Target, *, stored: bool) -> None:

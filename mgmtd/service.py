@@ -35,9 +35,13 @@ from fs3.errors import Code, FS3Error
 from fs3.ids import NodeKind
 from fs3.routing import Node
 from fs3.rpc.server import Call, Encoded, Later, RpcServer
+from fs3.settings import MgmtdSettings
 
-from .cluster import Cluster, Timing
-from .lease import RENEWALS_PER_LEASE, PrimaryLease, held_s, lease_ms
+from .cluster import Cluster
+from .config_service import ConfigService
+from .configs import Configs
+from .lease import RENEWALS_PER_LEASE, PrimaryLease, held_s
+from .lease import lease_ms as primary_lease_ms
 from .publisher import Publisher
 from .state import Change
 from .store import Store
@@ -86,12 +90,13 @@ class Outage:
 class MgmtdService:
     """One mgmtd daemon's service. `bind` its handlers to a server, and keep `run` running."""
 
-    def __init__(self, env: Env, store: Store, me: Me, timing: Timing) -> None:
+    def __init__(self, env: Env, store: Store, me: Me, own: MgmtdSettings, lease_ms: int) -> None:
+        """own: this daemon's configuration, of which the settings are used. lease_ms: of daemons."""
         self._env = env
         self._store = store
         self._me = me
-        self._timing = timing
-        self._lease_ms = lease_ms(timing.lease_ms, me.exclusive)
+        self._configs = ConfigService(env, me.node, own, lease_ms, self._change, self._primary)
+        self._lease_ms = primary_lease_ms(lease_ms, me.exclusive)
         self._lease = PrimaryLease(me.node, me.incarnation, me.address, self._lease_ms, me.exclusive)
         self._cluster: Cluster | None = None  # while we are primary
         self._epoch = 0  # of the lease under which it was loaded
@@ -111,6 +116,7 @@ class MgmtdService:
         server.handle(FORMAT, self._format)
         server.handle(LIST_CLIENTS, self._list_clients)
         server.handle(CLUSTER_CONFIG, self._cluster_config)
+        self._configs.bind(server)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be primary or wait for it, until cancelled. Started once we are it, or know who is.
@@ -135,7 +141,7 @@ class MgmtdService:
     async def _hold_office(self, task_status: trio.TaskStatus[None]) -> None:
         """Renew the lease or try to get it, for ever."""
         interval_s = self._lease_ms / 1000 / RENEWALS_PER_LEASE
-        outage = Outage(self._timing.lease_ms / 1000)
+        outage = Outage(self._configs.timing.lease_ms / 1000)
         started = False
         while True:
             self._wake = trio.Event()
@@ -178,7 +184,8 @@ class MgmtdService:
             try:
                 with trio.fail_after(COMMIT_MS_MAX / 1000):
                     saved = await self._store.load(epoch, f"{self._env.random.getrandbits(64):016x}")
-                    cluster = Cluster(saved, self._timing, self._env.monotonic())
+                    timing = self._configs.use(Configs(saved.configs).latest("mgmtd"))
+                    cluster = Cluster(saved, timing, self._env.monotonic())
                     me = self._me
                     node = Node(me.node, NodeKind.MGMTD, me.address, me.host, True, me.incarnation)
                     change = cluster.take_office(node)
@@ -262,7 +269,7 @@ class MgmtdService:
     async def _watch_time(self) -> None:
         """Find the leases that ran out."""
         while True:
-            await trio.sleep(min(0.5, self._timing.lease_ms / 20_000))
+            await trio.sleep(min(0.5, self._configs.timing.lease_ms / 20_000))
             if not self.is_primary:
                 continue
             try:

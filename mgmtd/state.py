@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from fs3.api.admin import ConfigVersion
 from fs3.api.mgmtd import ClusterConfigReply
 from fs3.routing import Chain, LocalState, Node, RoutingInfo, Table, Target
 
+from .configs import Changes, Configs
+
 T = TypeVar("T")
+
+Use = tuple[int, str]
+"""Version of the central configuration in use, and the problem with it, as in heartbeats."""
 
 FIRST_CLIENT = 1_000_001
 """Clients get ids from here on; the ids of daemons, which their configuration says, are below."""
@@ -17,12 +23,18 @@ FIRST_CLIENT = 1_000_001
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What changes with (nearly) each commit. revision: of the whole stored state. next_client: id for the next client."""
+    """What changes with (nearly) each commit. revision: of the whole stored state. next_client: id for the next client.
+
+    lease_ms, client_lease_ms: no daemon, no client holds a lease that was granted for longer. A primary that has a shorter
+    time, by its configuration, must wait for those that its predecessor granted.
+    """
 
     revision: int
     routing_version: int
     cluster: str
     next_client: int
+    lease_ms: int = 0
+    client_lease_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,7 @@ class Saved:
     targets: dict[int, Target] = field(default_factory=dict)
     nodes: dict[int, Node] = field(default_factory=dict)
     clients: dict[int, ClientRecord] = field(default_factory=dict)
+    configs: list[ConfigVersion] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +83,8 @@ class Change:
     leases: Mapping[int, float | None]
     forget: Mapping[int, float | None]
     ended: Mapping[int, int]
+    configs: Changes
+    uses: Mapping[int, Use | None]
 
 
 class State:
@@ -89,6 +104,8 @@ class State:
         self.leases: dict[int, float] = {}  # node or client -> when it ends; those alive, but for mgmtd
         self.forget: dict[int, float] = {}  # dead client -> when it is dropped from the list
         self.ended: dict[int, int] = {}  # node -> the incarnation that is over
+        self.configs = Configs(saved.configs)
+        self.uses: dict[int, Use] = {}  # node -> what it said of its configuration
         self._routing: RoutingInfo | None = None  # built when asked for
         # Invariant: a chain's targets exist and have target.chain == chain.id; a node's lease runs iff it is alive.
         for target in self.targets.values():
@@ -133,6 +150,8 @@ class State:
         _merge(self.clients, change.clients)
         _merge(self.leases, change.leases)
         _merge(self.forget, change.forget)
+        _merge(self.uses, change.uses)
+        self.configs.apply(change.configs)
         if change.head is not None or change.targets:
             self._routing = None
 

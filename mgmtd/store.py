@@ -5,13 +5,15 @@
 | MGow               | lease.Owner: who is primary; changes at each take-over                                 |
 | MGrn               | how often the lease was renewed, 8 bytes; apart from MGow, so that renewals conflict   |
 |                    | with no commit                                                                         |
-| MGhd               | state.Head: revision, routing version, cluster id, next client id                    |
+| MGhd               | state.Head: revision, routing version, cluster id, next client id, longest leases      |
 | MGcf               | api.ClusterConfigReply: what was chosen at format; absent before                       |
 | MGch, chain id     | routing.Chain                                                                          |
 | MGtb, table id     | routing.Table                                                                          |
 | MGtg, target id    | routing.Target; its local state and fill level as of some routing version              |
 | MGnd, node id      | routing.Node                                                                           |
-| MGcl, client id    | state.ClientRecord                                                                   |
+| MGcl, client id    | state.ClientRecord                                                                     |
+| MGcv, kind,        | api.admin.ConfigVersion: the central configuration of an ids.NodeKind, its newest      |
+|       version      | configs.HISTORY_MAX versions                                                           |
 
 Values are in the wire format (fs3.wire.codec), hence may get fields at their end. Every commit reads MGow and MGhd and
 fails where the epoch or the revision is not what this primary knows: one that was deposed can change nothing.
@@ -22,8 +24,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from fs3.api.admin import ConfigVersion
 from fs3.api.mgmtd import ClusterConfigReply
 from fs3.errors import Code, FS3Error
+from fs3.ids import NodeKind
 from fs3.kv.base import KVEngine, Txn
 from fs3.kv.keys import key, prefix_range
 from fs3.routing import Chain, Node, Table, Target
@@ -43,6 +47,7 @@ TABLE = b"MGtb"
 TARGET = b"MGtg"
 NODE = b"MGnd"
 CLIENT = b"MGcl"
+CONFIG_VERSION = b"MGcv"
 
 _PAGE = 1000
 
@@ -101,6 +106,7 @@ class Store:
             {target.id: target for target in await self._all(TARGET, Target)},
             {node.id: node for node in await self._all(NODE, Node)},
             {client.id: client for client in await self._all(CLIENT, ClientRecord)},
+            await self._all(CONFIG_VERSION, ConfigVersion),
         )
 
     async def commit(self, change: Change, epoch: int, revision: int) -> None:
@@ -122,8 +128,10 @@ class Store:
         _put_all(txn, TARGET, {target: change.targets[target] for target in change.stored_targets})
         _put_all(txn, NODE, change.nodes)
         _put_all(txn, CLIENT, change.clients)
+        for (kind, version), settings in change.configs.items():
+            _put(txn, key(CONFIG_VERSION, NodeKind[kind.upper()], version), settings)
         await txn.commit()
-        if change.head.routing_version != stored.routing_version:
+        if change.head.routing_version != stored.routing_version or change.configs:
             await self._engine.sync()
 
     async def _all(self, tag: bytes, cls: type[T]) -> list[T]:
@@ -162,7 +170,11 @@ async def _check_epoch(txn: Txn, epoch: int) -> None:
 
 def _put_all(txn: Txn, tag: bytes, records: Mapping[int, Any]) -> None:
     for number, record in records.items():
-        if record is None:
-            txn.clear(key(tag, number))
-        else:
-            txn.set(key(tag, number), encode(record))
+        _put(txn, key(tag, number), record)
+
+
+def _put(txn: Txn, where: bytes, record: Any) -> None:
+    if record is None:
+        txn.clear(where)
+    else:
+        txn.set(where, encode(record))

@@ -14,6 +14,7 @@ import trio
 from fs3.api.mgmtd import UNREGISTER, RegisterReply, RegisterRequest, UnregisterRequest
 from fs3.client.lease import UNREGISTER_MS, Lease
 from fs3.client.mgmtd import MgmtdClient
+from fs3.client.settings import CentralSettings
 from fs3.config import option
 from fs3.daemon import main as daemon_main
 from fs3.daemon import version
@@ -22,6 +23,7 @@ from fs3.errors import ConfigError, FS3Error
 from fs3.ids import NodeKind
 from fs3.rpc.client import RpcClient
 from fs3.rpc.server import RpcServer, ServerLimits
+from fs3.settings import StorageSettings
 from fs3.transport.base import Listener
 
 from . import inspect
@@ -36,8 +38,8 @@ logger = logging.getLogger("fs3.storage.daemon")
 _MIB = 1024 * 1024
 
 
-@dataclass(frozen=True)
-class StorageConfig:
+@dataclass(frozen=True, kw_only=True)
+class StorageConfig(StorageSettings):
     """fs3-storage's configuration."""
 
     node_id: int = option(help="this daemon's id, of which no other daemon has the like", at_least=1, at_most=9_999)
@@ -46,27 +48,11 @@ class StorageConfig:
     listen: str = option("tcp://127.0.0.1:0", help="address to listen on; port 0 picks a free one")
     advertise: str = option("", help="address that others use for it, where that is not the one it listens on")
     host: str = option("", help="name of this machine; its host name by default")
-    targets_per_disk: int = option(4, help="targets made on a fresh disk", at_least=1, at_most=99)
-    reserve_bytes: int = option(256 * _MIB, help="space kept free on each disk", unit="bytes", at_least=0)
-    resync_rate_bytes: int = option(
-        128 * _MIB,
-        help="bytes a second, at most, that a target sends to one that came back; 0: no limit",
-        unit="bytes",
-        at_least=0,
-    )
-    scrub_period_ms: int = option(
-        168 * 3_600_000,
-        help="how long the scrubber takes to verify all chunks; 0: it does not run",
-        unit="ms",
-        at_least=0,
-    )
-    scrub_rate_bytes: int = option(
-        32 * _MIB, help="bytes a second, at most, that it reads of each target; 0: no limit", unit="bytes", at_least=0
-    )
+    tags: tuple[str, ...] = option((), help="labels such as rack=r7: replicas are spread over the racks that these name")
+    targets_per_disk: int = option(4, help="targets of each disk; more are made when it grows", at_least=1, at_most=99)
     direct_io: bool = option(
         False, help="read and write data past the page cache: for NVMe disks, where memory is needed for other things"
     )
-    log_level: str = option("info", help="what to log", choices=("debug", "info", "warning", "error"))
 
 
 async def run(
@@ -115,21 +101,23 @@ async def serve(
                 mgmtd,
                 homes.targets,
                 spaces=homes.space,
-                reserve_bytes=config.reserve_bytes,
-                resync_rate_bytes=config.resync_rate_bytes,
                 node_id=config.node_id,
                 version=version(),
             )
 
             def registration() -> RegisterRequest:
                 return RegisterRequest(
-                    config.node_id, NodeKind.STORAGE, address, host, incarnation, targets=service.reports()
+                    config.node_id, NodeKind.STORAGE, address, host, incarnation, config.tags, service.reports()
                 )
 
-            lease = Lease(env, mgmtd, registration, service.reports)
+            async def apply(settings: StorageSettings) -> None:
+                service.use_settings(settings)
+                homes.keep_free(settings.reserve_bytes)
+
+            await apply(config)
+            central = CentralSettings(env, "storage", config, apply)
+            lease = Lease(env, mgmtd, registration, service.reports, central.use)
             service.node.may_serve = lease.holds
-            service.node.scrub_period_s = config.scrub_period_ms / 1000
-            service.node.scrub_rate_bytes = config.scrub_rate_bytes
             if any(target.empty for target in homes.targets):
                 await nursery.start(mgmtd.run)
                 homes.settle_new(mgmtd.routing)
@@ -137,6 +125,7 @@ async def serve(
                 nursery.start_soon(mgmtd.run)
             reply: RegisterReply = await nursery.start(lease.run)
             registered = True
+            nursery.start_soon(central.follow, mgmtd, lease)
             # Older routing speaks of our former incarnation, whose targets may have been serving: never act on that.
             while mgmtd.routing.version < reply.routing_version:
                 await mgmtd.refresh(reply.routing_version - 1)

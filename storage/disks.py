@@ -42,7 +42,7 @@ class Home:
         self.disk = disk
         self.number = number
         self._node_id = node_id
-        self._space = SpaceBudget(disk, reserve_bytes)
+        self.space = SpaceBudget(disk, reserve_bytes)
         found = disk.read_small("FORMAT")
         if found is not None:
             owner, self.ids, self.empty = parse_format(found, disk.name)
@@ -73,7 +73,7 @@ class Home:
             self.disk.remove(folder)  # what a rebuild left that did not get far
         elif not self.disk.has_records(f"{folder}/records"):
             raise FS3Error(Code.RECORDS_DAMAGED, f"{self.disk.name}/{folder}: its records are gone")
-        opened = LocalTarget(target, self.number, ChunkEngine(self.disk, folder, self._space), now)
+        opened = LocalTarget(target, self.number, ChunkEngine(self.disk, folder, self.space), now)
         opened.empty = target in self.empty
         place = self.disk.read_small(f"scrub-{target}") or b""
         if len(place) == _CHUNK_ID_SIZE:
@@ -185,6 +185,11 @@ class Homes:
             if target.empty and target.id not in known:
                 self.homes[target.disk].settle(target.id)
                 target.empty = False
+
+    def keep_free(self, reserve_bytes: int) -> None:
+        """Of each disk, from now on."""
+        for home in self.homes.values():
+            home.space.keep_free(reserve_bytes)
 
     def space(self, number: int) -> Space:
         return self.homes[number].disk.space()

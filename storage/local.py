@@ -15,6 +15,7 @@ from fs3.env import Env
 from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId, RequestTag
 from fs3.routing import LocalState, PublicState, RoutingInfo
+from fs3.settings import StorageSettings
 from fs3.transport.base import Part
 from fs3.transport.buffers import BufferPool
 
@@ -27,12 +28,8 @@ logger = logging.getLogger("fs3.storage")
 DAMAGE = (Code.CHECKSUM, Code.READ_FAILED)
 """The codes of what an engine cannot read."""
 
-FULL_RETRY_S = 20.0
-"""How long a target that could not be filled for want of space stays offline."""
-
-READ_FAILURES_MAX = 50
 READ_FAILURES_S = 3600.0
-"""A disk that fails so many reads within so long is given up."""
+"""A disk that fails too many reads within so long is given up."""
 
 CHANNEL_IDLE_S = 3600.0
 """A client that has not used a channel for so long will not retry its last request."""
@@ -205,12 +202,17 @@ class StorageNode:
         self.map = TargetMap(-1, {})
         self.tags = TagSource(env.client_id())
         self.buffers = BufferPool()  # for what is read
-        self.resync_rate_bytes = 0  # a second at most, that each target sends to fill its successor; 0: no limit
-        self.scrub_period_s = 0.0  # how long the scrubber takes for all chunks of a target; 0: it does not run
-        self.scrub_rate_bytes = 0  # a second at most that it reads of each target; 0: no limit
+        self.settings = StorageSettings(resync_rate_bytes=0, scrub_rate_bytes=0, scrub_period_ms=0)
+        self.retuned = trio.Event()  # set, and replaced, when the settings change
         self._read_failures: dict[int, deque[float]] = {}  # disk -> when
         self.on_change: Callable[[], None] = lambda: None  # a target's state changed: mgmtd should know
         self.may_serve: Callable[[], bool] = lambda: True  # whether our lease holds; asked before each request is served
+
+    def use_settings(self, settings: StorageSettings) -> None:
+        """Work with these from now on; who waits because of others looks again."""
+        self.settings = settings
+        retuned, self.retuned = self.retuned, trio.Event()
+        retuned.set()
 
     def take_routing(self, routing: RoutingInfo) -> None:
         """Follow new routing, all at once."""
@@ -264,7 +266,7 @@ class StorageNode:
         """A target that is being filled has no room for what its chain holds: it leaves the chain, which would refuse
         all writes for its sake, and tries again later. Returns what to tell its predecessor."""
         if not target.full_until:
-            target.full_until = self.env.monotonic() + FULL_RETRY_S
+            target.full_until = self.env.monotonic() + self.settings.full_retry_ms / 1000
             self.env.metrics.count("storage.fills_given_up")
             logger.error("target %d cannot be filled, and stays offline for a while: %s", target.id, error.message)
             self.on_change()
@@ -273,9 +275,12 @@ class StorageNode:
     def _read_failed(self, target: LocalTarget, error: FS3Error) -> None:
         """Count the reads that a disk failed; one that fails many is given up."""
         now = self.env.monotonic()
-        times = self._read_failures.setdefault(target.disk, deque(maxlen=READ_FAILURES_MAX))
+        most = self.settings.read_failures_max
+        times = self._read_failures.setdefault(target.disk, deque())
         times.append(now)
+        while len(times) > most:
+            times.popleft()
         self.env.metrics.count("storage.read_failures")
-        if len(times) == READ_FAILURES_MAX and now - times[0] < READ_FAILURES_S:
-            message = f"{READ_FAILURES_MAX} reads failed within {now - times[0]:.0f} s; the last: {error.message}"
+        if len(times) == most and now - times[0] < READ_FAILURES_S:
+            message = f"{most} reads failed within {now - times[0]:.0f} s; the last: {error.message}"
             self.disk_failed(target, FS3Error(Code.DISK_FAILED, message))

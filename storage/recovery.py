@@ -310,18 +310,20 @@ class _Resync:
 
     def _batch_bytes(self) -> int:
         """What one request may carry: less where the rate is low, since it is kept between requests."""
-        rate = self._node.resync_rate_bytes
+        rate = self._node.settings.resync_rate_bytes
         return min(BATCH_BYTES_MAX, rate // 10) if rate else BATCH_BYTES_MAX
 
     async def _throttle(self, length: int) -> None:
-        rate = self._node.resync_rate_bytes
+        rate = self._node.settings.resync_rate_bytes
         if not rate:
             return
         now = self._node.env.monotonic()
         begin = max(now, self._next_at)
         self._next_at = begin + length / rate
         if begin > now:
-            await trio.sleep(begin - now)
+            with trio.move_on_after(begin - now):
+                await self._node.retuned.wait()
+                self._next_at = 0.0  # the rate may be another one
 
 
 class OwnDiskFailed(FS3Error):

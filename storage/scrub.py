@@ -51,8 +51,11 @@ class Scrubber:
         await trio.sleep(SETTLE_S)
         while not self._target.failed:
             role, changed = self._target.role, self._target.changed
-            if role is None or role.state is not PublicState.SERVING or not self._node.scrub_period_s:
+            if role is None or role.state is not PublicState.SERVING:
                 await changed.wait()
+                continue
+            if not self._node.settings.scrub_period_ms:
+                await self._node.retuned.wait()
                 continue
             try:
                 await self._page()
@@ -91,11 +94,13 @@ class Scrubber:
 
     async def _pause(self, length: int, total: int) -> None:
         """Wait for this chunk's share of the period, and longer while there is much to do."""
-        node = self._node
-        share_s = node.scrub_period_s * min(1.0, length / total)
-        if node.scrub_rate_bytes:
-            share_s = max(share_s, length / node.scrub_rate_bytes)
-        await trio.sleep(share_s)
+        settings = self._node.settings
+        share_s = settings.scrub_period_ms / 1000 * min(1.0, length / total)
+        if settings.scrub_rate_bytes:
+            share_s = max(share_s, length / settings.scrub_rate_bytes)
+        with trio.move_on_after(share_s):
+            await self._node.retuned.wait()
+            return
         waited_s = 0.0
         while waited_s < share_s and self._busy():
             await trio.sleep(min(BUSY_WAIT_S, share_s))

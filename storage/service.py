@@ -21,7 +21,6 @@ from fs3.api.storage import (
     SUSPECT,
     SYNC,
     SYNC_DONE,
-    TUNE,
     WRITE,
     WRITE_UPDATES_MAX,
     DumpReply,
@@ -42,8 +41,6 @@ from fs3.api.storage import (
     SyncDoneRequest,
     SyncReply,
     SyncRequest,
-    TuneReply,
-    TuneRequest,
     UpdateResult,
     WriteReply,
     WriteRequest,
@@ -52,6 +49,7 @@ from fs3.env import Env
 from fs3.errors import Code, FS3Error
 from fs3.routing import PublicState
 from fs3.rpc.server import Call, RpcServer
+from fs3.settings import StorageSettings
 
 from .admin import StorageAdmin
 from .disk import Space
@@ -73,7 +71,7 @@ class StorageService:
     """Serves the targets of one daemon.
 
     spaces: gives the space of each disk, by the targets' disk numbers; for reports. poke: called when mgmtd should get a
-    heartbeat at once. resync_rate_bytes: see StorageNode.
+    heartbeat at once.
     """
 
     def __init__(
@@ -84,16 +82,13 @@ class StorageService:
         targets: Sequence[LocalTarget],
         *,
         spaces: Callable[[int], Space] = lambda disk: Space(0, 0),
-        reserve_bytes: int = 0,
-        resync_rate_bytes: int = 0,
         node_id: int = 0,
         version: str = "",
     ) -> None:
         self.node = StorageNode(env, rpc, mgmtd, targets)
         self._env = env
         self._spaces = spaces
-        self._reserve_bytes = reserve_bytes
-        self.node.resync_rate_bytes = resync_rate_bytes
+        self._reserve_bytes = 0
         self._node_id = node_id
         self._version = version
         self._started_at = env.monotonic()
@@ -111,9 +106,13 @@ class StorageService:
         server.handle(SYNC_DONE, self._sync_done)
         server.handle(FETCH, self._fetch)
         server.handle(SUSPECT, self._suspect)
-        server.handle(TUNE, self._tune)
         server.handle(STATUS, self._status)
         StorageAdmin(self.node).bind(server)
+
+    def use_settings(self, settings: StorageSettings) -> None:
+        """Work with these from now on."""
+        self._reserve_bytes = settings.reserve_bytes
+        self.node.use_settings(settings)
 
     async def run(self, poke: Callable[[], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the routing, roll forward, resync, tidy; until cancelled. Started once it serves."""
@@ -286,14 +285,6 @@ class StorageService:
         for chunk in request.chunks[:READ_RANGES_MAX]:
             self.node.suspect(target, chunk)
         return SuspectReply()
-
-    async def _tune(self, request: TuneRequest, call: Call) -> TuneReply:
-        node = self.node
-        if request.resync_rate_bytes >= 0:
-            node.resync_rate_bytes = request.resync_rate_bytes
-        if request.scrub_rate_bytes >= 0:
-            node.scrub_rate_bytes = request.scrub_rate_bytes
-        return TuneReply(node.resync_rate_bytes, node.scrub_rate_bytes)
 
     def _own(self, number: int) -> LocalTarget:
         """A target of ours in whatever state. Raises UNKNOWN_TARGET, NOT_SERVING where its disk failed."""

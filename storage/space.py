@@ -17,6 +17,10 @@ class SpaceBudget:
         self._reserve_bytes = reserve_bytes
         self._granted = 0
 
+    def keep_free(self, reserve_bytes: int) -> None:
+        """From now on."""
+        self._reserve_bytes, self._granted = reserve_bytes, 0
+
     def take(self, length: int) -> None:
         """Claim bytes about to be written to fresh space. Raises NO_SPACE."""
         if length > self._granted:

@@ -29,7 +29,7 @@ PURE = {
         "client/selection.py",
         "placement/*.py",
     ),
-    "mgmtd": ("chains.py", "cluster.py", "draft.py", "lease.py", "placement.py", "state.py"),
+    "mgmtd": ("chains.py", "cluster.py", "configs.py", "draft.py", "lease.py", "placement.py", "state.py"),
     "meta": ("schema.py", "acl.py", "posix_acl.py", "fsck.py"),
     "storage": (
         "replica.py",

@@ -229,7 +229,7 @@ class ConfigVersion:
 
 @dataclass(frozen=True, slots=True)
 class GetConfigRequest:
-    """version: 0 for the latest."""
+    """version: 0 for the latest. Refused with CONFIG where there is no such kind, or that version is not kept."""
 
     kind: str
     version: int = 0
@@ -238,7 +238,8 @@ class GetConfigRequest:
 @dataclass(frozen=True, slots=True)
 class SetConfigRequest:
     """Change keys of a kind; unset: keys to be as if never set. base_version: what the changes were made of (-1: whatever
-    is the latest); CONFLICT where there is a newer one. Refused with CONFIG, saying which key and why."""
+    is the latest); CONFIG_CHANGED where there is a newer one. Refused with CONFIG, saying which key and why. What changes
+    nothing makes no new version."""
 
     kind: str
     settings: tuple[Setting, ...]
@@ -263,8 +264,8 @@ class ConfigHistoryReply:
 
 @dataclass(frozen=True, slots=True)
 class ConfigUse:
-    """What a living node said of its configuration. version: the one in use; problem: why it does not use the latest, or
-    which keys its own file or flags override."""
+    """What a living node said of its configuration. version: the one in use, -1 where it has not said.
+    problem: why it does not use the latest, or which keys its own file or flags override."""
 
     node: int
     kind: str

@@ -50,26 +50,35 @@ class RegisterRequest:
 
 @dataclass(frozen=True, slots=True)
 class RegisterReply:
-    """lease_ms: how long the node counts as alive after a heartbeat. cluster: the cluster's id."""
+    """lease_ms: how long the node counts as alive after a heartbeat. cluster: the cluster's id. config_version: see
+    HeartbeatReply."""
 
     node: int
     cluster: str
     lease_ms: int
     routing_version: int
+    config_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatRequest:
-    """Renews the lease. Refused with STALE_INCARNATION once the lease was lost: the daemon must exit or register anew."""
+    """Renews the lease. Refused with STALE_INCARNATION once the lease was lost: the daemon must exit or register anew.
+
+    config_version: of the central configuration that the node uses, 0: none. config_problem: what of it it does not use.
+    """
 
     node: int
     incarnation: int
     targets: tuple[TargetReport, ...] = ()
     metrics: str = ""
+    config_version: int = 0
+    config_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatReply:
+    """config_version: the latest of the central configuration of this kind of node (admin.GET_CONFIG), 0: nothing is set."""
+
     lease_ms: int
     routing_version: int
     config_version: int = 0

@@ -281,22 +281,6 @@ class SuspectReply:
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class TuneRequest:
-    """Change limits of a running daemon until it ends, in bytes a second; 0: no limit, -1: as it is."""
-
-    resync_rate_bytes: int = -1
-    scrub_rate_bytes: int = -1
-
-
-@dataclass(frozen=True, slots=True)
-class TuneReply:
-    """The limits as they are now."""
-
-    resync_rate_bytes: int
-    scrub_rate_bytes: int
-
-
 READ_RANGES_MAX = 1024
 DONE_REQUESTS_MAX = 10_000
 WRITE_UPDATES_MAX = 1024
@@ -311,4 +295,3 @@ SYNC_DONE = Method(306, "storage.sync_done", SyncDoneRequest, SyncDoneReply)
 LEARN_DONE = Method(307, "storage.learn_done", LearnDoneRequest, LearnDoneReply)
 FETCH = Method(308, "storage.fetch", FetchRequest, FetchReply)
 SUSPECT = Method(309, "storage.suspect", SuspectRequest, SuspectReply)
-TUNE = Method(310, "storage.tune", TuneRequest, TuneReply)

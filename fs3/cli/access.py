@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -41,3 +44,12 @@ async def silent(addresses: Sequence[str]) -> list[str]:
     """Those of the addresses where no daemon answers."""
     async with visiting() as (env, rpc):
         return [address for address in addresses if not await answers(env, rpc, address, timeout_s=3.0)]
+
+
+def setter() -> str:
+    """Who runs this, on which machine: kept with what they change."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"

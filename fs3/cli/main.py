@@ -145,12 +145,16 @@ def status(data: Path, mgmtd: str | None, as_json: bool) -> None:
 @cli.command()
 @data_option
 @mgmtd_option
-@click.option("--resync-rate", type=size, metavar="SIZE", help="A second, at most, sent to each target that came back.")
-@click.option("--scrub-rate", type=size, metavar="SIZE", help="A second, at most, that the scrubber reads of each target.")
-def recovery(data: Path, mgmtd: str | None, resync_rate: int | None, scrub_rate: int | None) -> None:
-    """Show how far recoveries are, and set how fast they and the scrubbers may go until the daemons end; 0: no limit."""
-    resync_bytes, scrub_bytes = [-1 if rate is None else rate for rate in (resync_rate, scrub_rate)]
-    for line in trio.run(recoveries.visit, addresses(data, mgmtd), resync_bytes, scrub_bytes):
+@click.option("--resync-rate", metavar="SIZE", help="A second, at most, sent to each target that came back; 0: no limit.")
+@click.option("--scrub-rate", metavar="SIZE", help="A second, at most, that the scrubber reads of each target; 0: no limit.")
+def recovery(data: Path, mgmtd: str | None, resync_rate: str | None, scrub_rate: str | None) -> None:
+    """Show how far recoveries are, and how fast they and the scrubbers may go.
+
+    The rates are settings of all storage daemons: `fs3 admin config` shows and unsets them.
+    """
+    given = {"resync_rate_bytes": resync_rate, "scrub_rate_bytes": scrub_rate}
+    rates = {key: value for key, value in given.items() if value is not None}
+    for line in trio.run(recoveries.visit, addresses(data, mgmtd), rates):
         click.echo(line)
 
 

@@ -5,41 +5,63 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from ..api.admin import (
+    CONFIG_USE,
+    GET_CONFIG,
+    SET_CONFIG,
+    ConfigVersion,
+    GetConfigRequest,
+    SetConfigRequest,
+    Setting,
+)
 from ..api.common import STATUS, Empty
-from ..api.storage import TUNE, TuneReply, TuneRequest
 from ..client.mgmtd import MgmtdClient
 from ..config import format_size
 from ..errors import Code, FS3Error
 from ..ids import NodeKind
-from .access import visiting
+from ..settings import KINDS, StorageSettings, merged
+from .access import setter, visiting
 
 _TIMEOUT_S = 5.0
 _PREFIX = "storage.resync."
 
 
-async def visit(addresses: Sequence[str], resync_rate_bytes: int, scrub_rate_bytes: int) -> list[str]:
-    """Set the rates of all living storage daemons, -1 leaving one as it is; a line for each daemon and each recovery.
-
-    Raises FS3Error where a daemon does not answer.
+async def visit(addresses: Sequence[str], rates: Mapping[str, str]) -> list[str]:
+    """Set rates in the configuration of all storage daemons (none: leave it as it is); a line on what is set there, and for
+    each daemon that keeps to its own, and each recovery. Raises FS3Error where a daemon does not answer, CONFIG.
     """
-    lines = []
     async with visiting() as (env, rpc):
         mgmtd = MgmtdClient(env, rpc, addresses)
         routing = await mgmtd.refresh(0, timeout_ms=int(_TIMEOUT_S * 1000))
         if not routing.version:
             raise FS3Error(Code.CONNECT_FAILED, f"no management daemon answers at {', '.join(addresses)}")
+        if rates:
+            settings = tuple([Setting(key, value) for key, value in rates.items()])
+            request = SetConfigRequest("storage", settings, by=setter(), comment="fs3 recovery")
+            central = await mgmtd.call(SET_CONFIG, request)
+        else:
+            central = await mgmtd.call(GET_CONFIG, GetConfigRequest("storage"))
+        lines = [limits(central)]
+        uses = (await mgmtd.call(CONFIG_USE, Empty())).uses
+        lines.extend([f"node {use.node}: {use.problem}" for use in uses if use.kind == "storage" and use.problem])
         for node in routing.nodes_of(NodeKind.STORAGE):
-            deadline = env.monotonic() + _TIMEOUT_S
-            rates = await rpc.call(node.address, TUNE, TuneRequest(resync_rate_bytes, scrub_rate_bytes), deadline=deadline)
-            status = await rpc.call(node.address, STATUS, Empty(), deadline=deadline)
-            lines.append(f"node {node.id}: {limits(rates)}")
-            lines.extend(progress(json.loads(status.metrics)))
+            status = await rpc.call(node.address, STATUS, Empty(), deadline=env.monotonic() + _TIMEOUT_S)
+            found = progress(json.loads(status.metrics))
+            lines.extend([f"node {node.id}:", *found] if found else [f"node {node.id}: nothing to recover"])
     return lines
 
 
-def limits(rates: TuneReply) -> str:
+def storage_settings(central: ConfigVersion) -> StorageSettings:
+    """What storage daemons use that have no settings of their own."""
+    central_values = {setting.key: setting.value for setting in central.settings}
+    settings: StorageSettings = merged(KINDS["storage"], StorageSettings(), central_values)[0]
+    return settings
+
+
+def limits(central: ConfigVersion) -> str:
     """Both rates in words."""
-    named = (("recovery", rates.resync_rate_bytes), ("scrubbing", rates.scrub_rate_bytes))
+    settings = storage_settings(central)
+    named = (("recovery", settings.resync_rate_bytes), ("scrubbing", settings.scrub_rate_bytes))
     return ", ".join([f"{name} {f'at most {format_size(rate)}/s' if rate else 'not limited'}" for name, rate in named])
 
 

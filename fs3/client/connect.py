@@ -15,10 +15,12 @@ from ..env import Env
 from ..errors import Code, FS3Error
 from ..ids import NodeKind
 from ..rpc.client import RpcClient
+from ..settings import ClientSettings
 from .file import FileClient
 from .lease import Lease
 from .meta import MetaClient
 from .mgmtd import MgmtdClient
+from .settings import CentralSettings
 from .storage import StorageClient
 
 logger = logging.getLogger("fs3.client.connect")
@@ -35,12 +37,17 @@ class Identity(Protocol):
 
 @asynccontextmanager
 async def connect(
-    env: Env, addresses: Sequence[str], host: str, identity: Identity | None = None
+    env: Env,
+    addresses: Sequence[str],
+    host: str,
+    identity: Identity | None = None,
+    own: ClientSettings | None = None,
 ) -> AsyncIterator[FileClient]:
     """A client of the cluster whose mgmtd daemons are at `addresses`; waits for one of them, for as long as it takes.
 
-    host: this machine's name. identity: of a client that is started again after a crash. Leaving the context unregisters
-    the client (but when cancelled: then its lease runs out); close all handles before.
+    host: this machine's name. identity: of a client that is started again after a crash. own: the configuration of a process
+    that is a client and nothing else, so that also its log follows what mgmtd has set for clients. Leaving the context
+    unregisters the client (but when cancelled: then its lease runs out); close all handles before.
     """
     try:
         async with trio.open_nursery() as nursery:
@@ -48,12 +55,14 @@ async def connect(
             rpc = RpcClient(env, nursery)
             mgmtd = MgmtdClient(env, rpc, addresses)
             await nursery.start(mgmtd.run)
-            registration = Registration(env, mgmtd, host, identity)
+            central = CentralSettings(env, "client", own or ClientSettings(), own_log=own is not None)
+            registration = Registration(env, mgmtd, host, central, identity)
             await nursery.start(registration.run)
             meta = MetaClient(env, rpc, mgmtd, client_id)
             storage = StorageClient(env, rpc, mgmtd, client_id, host)
             client = FileClient(env, meta, storage, mgmtd, registration.node)
             registration.renewed = client.reopen_sessions
+            client.settings, central.apply = central.settings, client.use_settings
             nursery.start_soon(client.run_reports)
             nursery.start_soon(client.releases.run)
             try:
@@ -78,12 +87,20 @@ class Registration:
     and makes the sessions anew that meta may have ended meanwhile.
     """
 
-    def __init__(self, env: Env, mgmtd: MgmtdClient, host: str, identity: Identity | None = None) -> None:
+    def __init__(
+        self,
+        env: Env,
+        mgmtd: MgmtdClient,
+        host: str,
+        central: CentralSettings[ClientSettings],
+        identity: Identity | None = None,
+    ) -> None:
         self.node = 0
         self.renewed = _nothing
         self._env = env
         self._mgmtd = mgmtd
         self._host = host
+        self._central = central
         self._lease: Lease | None = None
         self._identity = identity
         self._predecessor = identity.last() if identity is not None else (0, 0)
@@ -97,6 +114,7 @@ class Registration:
                     self._lease = self._new_lease()
                     reply: RegisterReply = await nursery.start(self._lease.run)
                     self.node = reply.node
+                    nursery.start_soon(self._central.follow, self._mgmtd, self._lease)
                     if self._identity is not None:
                         self._identity.save(reply.node, self._lease.incarnation)
                     if started:
@@ -130,6 +148,7 @@ class Registration:
                 predecessor=self._predecessor[0],
                 predecessor_incarnation=self._predecessor[1],
             ),
+            config=self._central.use,
         )
 
 

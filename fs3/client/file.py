@@ -7,7 +7,7 @@ files are reported to meta every second, at fsync, flush and close, and before a
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -66,17 +66,16 @@ from ..env import Env
 from ..errors import Code, FS3Error
 from ..ids import ChunkId, RequestTag
 from ..layout import FILE_LENGTH_MAX, Extent, FileLayout, split
+from ..settings import ClientSettings
 from .each import each
 from .inode import OpenInode
 from .meta import MetaClient
 from .releases import Releases
+from .settings import nothing
 from .storage import ChunkRead, RoutingSource, StorageClient
 
 logger = logging.getLogger("fs3.client.file")
 
-IO_S = 30.0
-"""Deadline of one read or write."""
-SYNC_S = 120.0
 SYNC_CHUNKS_MAX = 256
 """Chunks named in one sync request."""
 REPORT_INTERVAL_S = 1.0
@@ -124,6 +123,14 @@ class FileClient:
         self.cluster = mgmtd.routing.cluster
         self._inodes: dict[int, OpenInode] = {}  # those with open handles
         self.releases = Releases(meta, node)
+        self.settings = ClientSettings()
+        self.on_settings: Callable[[ClientSettings], Awaitable[None]] = nothing
+        """Called with what was changed in mgmtd, for a mount that has settings of its own use."""
+
+    async def use_settings(self, settings: ClientSettings) -> None:
+        """Work with these from now on."""
+        self.settings = settings
+        await self.on_settings(settings)
 
     # Names
 
@@ -371,7 +378,7 @@ class FileClient:
         Raises STALE_HANDLE where there are none because the file was removed: by another client than the one that has it
         open for reading, or after this one's sessions were ended.
         """
-        deadline = self.env.monotonic() + IO_S
+        deadline = self.env.monotonic() + self.settings.io_timeout / 1000
         size = state.chunk_size
         index, within = divmod(offset, size)
         if within + len(into) <= size:
@@ -413,7 +420,7 @@ class FileClient:
             offset = await self._reserve(handle, length)
         if offset + length > FILE_LENGTH_MAX:
             raise FS3Error(Code.FILE_TOO_LARGE, f"offset {offset}")
-        deadline = self.env.monotonic() + IO_S
+        deadline = self.env.monotonic() + self.settings.io_timeout / 1000
         size = state.chunk_size
         index, within = divmod(offset, size)
         try:
@@ -476,7 +483,7 @@ class FileClient:
         await self._meta.change(REPORT, lambda tag: ReportRequest(tag, self.node, inode, 0, -1, 0, wrote=False, sync=True))
 
     async def _sync_chunks(self, state: OpenInode, indices: Sequence[int]) -> None:
-        deadline = self.env.monotonic() + SYNC_S
+        deadline = self.env.monotonic() + self.settings.sync_timeout / 1000
 
         async def sync(batch: tuple[int, list[ChunkId]]) -> None:
             await self._storage.sync(*batch, deadline=deadline)
@@ -565,7 +572,7 @@ class FileClient:
         return table.chains_at(layout.table_version) if table is not None else None
 
     async def _table_when_known(self, layout: FileLayout) -> tuple[int, ...]:
-        with trio.move_on_after(IO_S):
+        with trio.move_on_after(self.settings.io_timeout / 1000):
             while True:
                 version = self._mgmtd.routing.version
                 table = self._table(layout)

@@ -11,6 +11,7 @@ from ..api.mgmtd import (
     HEARTBEAT,
     REGISTER,
     UNREGISTER,
+    HeartbeatReply,
     HeartbeatRequest,
     RegisterReply,
     RegisterRequest,
@@ -34,6 +35,10 @@ def _no_targets() -> tuple[TargetReport, ...]:
     return ()
 
 
+def _no_config() -> tuple[int, str]:
+    return 0, ""
+
+
 class Lease:
     """One incarnation of a node. mgmtd calls it dead a lease time T after its last heartbeat; it gives up itself after T/2.
 
@@ -46,15 +51,20 @@ class Lease:
         mgmtd: MgmtdClient,
         request: Callable[[], RegisterRequest],
         targets: Callable[[], tuple[TargetReport, ...]] = _no_targets,
+        config: Callable[[], tuple[int, str]] = _no_config,
     ) -> None:
         """request: what to register, made anew for each attempt, always of the same incarnation.
 
         targets: what heartbeats report; always all targets, since mgmtd takes a missing one for offline.
+        config: the version of mgmtd's configuration that is in use, and the problem with it.
         """
         self._env = env
         self._mgmtd = mgmtd
         self._request = request
         self._targets = targets
+        self._config = config
+        self._config_version = 0  # the latest that mgmtd has told of
+        self._config_told = trio.Event()
         self._poked = trio.Event()
         self._sent_at = 0.0  # when the request that was answered last had been sent
         self._lease_s = 0.0
@@ -94,6 +104,12 @@ class Lease:
         """Send a heartbeat now: a target's state changed."""
         self._poked.set()
 
+    async def wait_config(self, known: int) -> int:
+        """Wait until mgmtd's configuration for us is of another version than `known`; then that."""
+        while self._config_version == known:
+            await self._config_told.wait()
+        return self._config_version
+
     async def unregister(self) -> None:
         """End the lease after a clean stop, so that nobody waits for it. Never raises but when cancelled."""
         if self.node == 0:
@@ -121,7 +137,7 @@ class Lease:
                 await trio.sleep(PAUSE_MS / 1000)
                 continue
             self.incarnation = request.incarnation
-            self._answered(sent_at, reply.lease_ms)
+            self._answered(sent_at, reply)
             return reply
 
     async def _heartbeat(self, give_up_at: float) -> None:
@@ -130,7 +146,8 @@ class Lease:
         last: FS3Error | None = None
         while (sent_at := self._env.monotonic()) < give_up_at:
             self._poked = trio.Event()
-            request = HeartbeatRequest(self.node, self.incarnation, self._targets())
+            version, problem = self._config()
+            request = HeartbeatRequest(self.node, self.incarnation, self._targets(), "", version, problem)
             timeout_ms = max(1, int(min(attempt_s, give_up_at - sent_at) * 1000))
             try:
                 reply = await self._mgmtd.call(HEARTBEAT, request, timeout_ms=timeout_ms)
@@ -141,12 +158,16 @@ class Lease:
                 left_s = give_up_at - self._env.monotonic()
                 await trio.sleep(max(0.0, min(PAUSE_MS / 1000, left_s)))
                 continue
-            self._answered(sent_at, reply.lease_ms)
+            self._answered(sent_at, reply)
             return
         waited_ms = (self._env.monotonic() - self._sent_at) * 1000
         message = f"node {self.node}: no heartbeat was answered for {waited_ms:.0f} ms, half of the lease or more"
         raise FS3Error(Code.STALE_INCARNATION, f"{message}: {last}" if last is not None else message) from last
 
-    def _answered(self, sent_at: float, lease_ms: int) -> None:
+    def _answered(self, sent_at: float, reply: RegisterReply | HeartbeatReply) -> None:
         self._sent_at = sent_at
-        self._lease_s = lease_ms / 1000
+        self._lease_s = reply.lease_ms / 1000
+        if reply.config_version != self._config_version:
+            self._config_version = reply.config_version
+            self._config_told.set()
+            self._config_told = trio.Event()

@@ -15,7 +15,7 @@ import meta.ops.unlink
 import meta.service
 from fs3.api import meta as api
 from fs3.api.meta import RenameFlags
-from fs3.client.file import IO_S, FileClient
+from fs3.client.file import FileClient
 from fs3.client.storage import ChunkRead
 from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId
@@ -132,7 +132,7 @@ def _zeros_for_the_removed() -> list[Plant]:
             )
             for extent in split(state.layout, state.chains, offset, len(into))
         ]
-        await self._storage.read(reads, deadline=self.env.monotonic() + IO_S)
+        await self._storage.read(reads, deadline=self.env.monotonic() + self.settings.io_timeout / 1000)
 
     return [(FileClient, "read_chunks", read_chunks)]
 

@@ -55,3 +55,6 @@ class SimEnv(Env):
 
     def wall_ns(self) -> int:
         return EPOCH_NS + self.clock.skew_ns + int(self._time.now * 1e9)
+
+    def set_log_level(self, level: str) -> None:
+        """Many daemons share this process and its log, which is the trace."""

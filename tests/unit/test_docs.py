@@ -9,7 +9,8 @@ import pytest
 
 from fs3.api import admin, common, meta, meta_admin, mgmtd, storage, storage_admin
 from fs3.cli.main import cli
-from fs3.config import options
+from fs3.config import options, show
+from fs3.settings import KINDS
 from fuse.daemon import MountConfig
 from meta.daemon import MetaConfig
 from mgmtd.daemon import MgmtdConfig
@@ -76,6 +77,12 @@ def test_the_tables_of_keys_are_complete() -> None:
         ("fs3-storage", StorageConfig),
         ("fs3-mount", MountConfig),
     ):
+        (kind,) = [kind for kind in KINDS.values() if kind.program == title]
         section = re.search(rf"^### {title}$(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)
         assert section is not None, title
-        assert re.findall(r"^\| `(\w+)` \|", section.group(1), re.MULTILINE) == list(options(cls)), title
+        rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \| (yes)? \|", section.group(1), re.MULTILINE)
+        expected = []
+        for key, entry in options(cls).items():
+            default = "required" if entry.required else show(entry, entry.default)
+            expected.append((key, default, "yes" if key in kind.options() else ""))
+        assert [(key, default.strip("` "), hot) for key, default, hot in rows] == expected, title

@@ -64,7 +64,7 @@ async def _raise(error: BaseException) -> None:
 def test_help_shows_each_key_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert end(fine, "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "--grace-ms DURATION how long (default: 3000ms)" in text
+    assert "--grace-ms DURATION how long (default: 3s)" in text
     assert "--sync, --no-sync sync or not (default: true)" in text
     assert "100% of it" in text
 

@@ -54,7 +54,7 @@ class World:
     async def start_mgmtd(self, node: int = 1, engine: MemoryEngine | None = None) -> trio.CancelScope:
         """Start one; returns when it is ready. Cancelling the scope stops it cleanly."""
         address = ONE if node == 1 else TWO
-        config = MgmtdConfig(node, address, lease_ms=LEASE_MS, client_lease_ms=3 * LEASE_MS)
+        config = MgmtdConfig(node_id=node, listen=address, lease_ms=LEASE_MS, client_lease_ms=3 * LEASE_MS)
         ready = trio.Event()
         scope = trio.CancelScope()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -218,3 +220,8 @@ async def cluster(path: Path, count: int) -> AsyncIterator[Cluster]:
             await replica.start()
         yield made
         nursery.cancel_scope.cancel()
+
+
+def tune(service: StorageService, **settings: Any) -> None:
+    """Change some of the settings of a daemon that runs."""
+    service.node.use_settings(replace(service.node.settings, **settings))

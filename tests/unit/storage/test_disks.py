@@ -23,10 +23,10 @@ from fs3.transport.memory import MemoryTransport
 from storage.disk import Disk
 from storage.disk_linux import LinuxDisk, LinuxFile
 from storage.disks import Home, Homes
-from storage.local import READ_FAILURES_MAX, LocalTarget, StorageNode
+from storage.local import LocalTarget, StorageNode
 from storage.rebuild import Verdict, reopen, settle_empty, verdict
 from tests.unit.storage.memory_disk import MemoryDisk
-from tests.unit.storage.support import LASTSRV, OFFLINE, SERVING, SYNCING, WAITING, cluster, until, write_update
+from tests.unit.storage.support import LASTSRV, OFFLINE, SERVING, SYNCING, WAITING, cluster, tune, until, write_update
 
 C1 = ChunkId(5, 0)
 
@@ -214,7 +214,9 @@ class BadSectors:
 @pytest.mark.expects_error_log
 async def test_reads_that_fail_are_damage_until_they_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with cluster(tmp_path, 2) as c:
-        for index in range(READ_FAILURES_MAX):
+        assert c.replicas[1].service is not None
+        tune(c.replicas[1].service, read_failures_max=10)
+        for index in range(10):
             await c.write(ChunkId(5, index), 0, b"x" * 100)
         target = c.replicas[1].target
         assert target is not None
@@ -226,7 +228,7 @@ async def test_reads_that_fail_are_damage_until_they_are_many(tmp_path: Path, mo
         await until(lambda: not target.suspects and not target.locks.held())
         assert await c.read(C1, 0, 10, target=2) == b"x" * 10  # repaired, elsewhere on the disk
         sectors.below = 1 << 40
-        for index in range(1, READ_FAILURES_MAX):
+        for index in range(1, 10):
             with pytest.raises(FS3Error):
                 await c.read(ChunkId(5, index), 0, 10, target=2)
         await until(lambda: "reads failed within" in target.failed)

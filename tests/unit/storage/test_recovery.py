@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from fs3.api.storage import SYNC, TUNE, SyncRequest, TuneRequest, UpdateKind
+from fs3.api.storage import SYNC, SyncRequest, UpdateKind
 from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId
 from fs3.routing import LocalState
-from storage import local
-from tests.unit.storage.support import CHAIN, OFFLINE, SERVING, SYNCING, cluster, other_update, until, write_update
+from tests.unit.storage.support import CHAIN, OFFLINE, SERVING, SYNCING, cluster, other_update, tune, until, write_update
 
 pytestmark = pytest.mark.expects_error_log
 
@@ -90,12 +89,12 @@ async def test_a_pending_update_gets_to_a_target_that_knew_later_ones(tmp_path: 
 async def test_a_target_too_full_to_be_filled_leaves_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "FULL_RETRY_S", 0.05)
     async with cluster(tmp_path, 2) as c:
         c.chain((1, SERVING), (2, OFFLINE))
         await c.write(C1, 0, b"a" * 1000)
         full, service = c.replicas[1].target, c.replicas[1].service
         assert full is not None and service is not None
+        tune(service, full_retry_ms=50)
 
         async def no_room(*arguments: object, **more: object) -> None:
             raise FS3Error(Code.NO_SPACE, "full")
@@ -174,22 +173,12 @@ async def test_a_resync_shows_its_progress_and_its_rate_can_be_changed(tmp_path:
             await c.write(ChunkId(5, index), 0, bytes(10_000))
         service, filled = c.replicas[0].service, c.replicas[1].target
         assert service is not None and filled is not None
-        service.node.resync_rate_bytes = 100_000
+        tune(service, resync_rate_bytes=100_000)
         gauges = service.node.env.metrics.gauges
         c.chain((1, SERVING), (2, SYNCING))
         await until(lambda: 0 < gauges.get(f"storage.resync.{CHAIN}.bytes_sent", 0) < 150_000)
         assert gauges[f"storage.resync.{CHAIN}.bytes_total"] == 20 * 65536
-        service.node.resync_rate_bytes = 0
+        tune(service, resync_rate_bytes=0)
         await until(lambda: filled.synced_version == c.version, 1.0)
         await until(lambda: not [name for name in gauges if name.startswith("storage.resync.")])
         assert service.node.env.metrics.counters["storage.resynced_bytes"] == 200_000
-
-
-async def test_rates_can_be_set_by_request(tmp_path: Path) -> None:
-    async with cluster(tmp_path, 1) as c:
-        address, service = c.replicas[0].address, c.replicas[0].service
-        assert service is not None
-        reply = await c.rpc.call(address, TUNE, TuneRequest(5, 6), deadline=c.deadline())
-        assert (reply.resync_rate_bytes, reply.scrub_rate_bytes) == (5, 6)
-        assert (await c.rpc.call(address, TUNE, TuneRequest(0), deadline=c.deadline())).scrub_rate_bytes == 6
-        assert (service.node.resync_rate_bytes, service.node.scrub_rate_bytes) == (0, 6)

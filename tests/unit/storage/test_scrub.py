@@ -12,21 +12,17 @@ from fs3.ids import U64_MAX, ChunkId
 from storage import scrub
 from storage.disk_linux import LinuxDisk
 from storage.disks import Home
-from storage.scrub import Scrubber
-from tests.unit.storage.support import MIB, Cluster, cluster, until, write_update
+from tests.unit.storage.support import MIB, Cluster, cluster, tune, until, write_update
 from tests.unit.storage.test_repair import count, damage
 
 CHUNKS = [ChunkId(5, 0), ChunkId(5, U64_MAX), ChunkId(6, 0), ChunkId(7, 3)]
 
 
-def begin(c: Cluster, number: int, period_s: float = 0.2) -> Scrubber:
+def begin(c: Cluster, number: int, period_s: float = 0.2) -> None:
     """Scrub one replica from now on."""
-    service, target = c.replicas[number - 1].service, c.replicas[number - 1].target
-    assert service is not None and target is not None
-    service.node.scrub_period_s = period_s
-    scrubber = Scrubber(service.node, target)
-    c.nursery.start_soon(scrubber.run)
-    return scrubber
+    service = c.replicas[number - 1].service
+    assert service is not None
+    tune(service, scrub_period_ms=int(period_s * 1000))
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +57,7 @@ async def test_replicas_that_differ_are_reported_and_left_alone(tmp_path: Path) 
         await until(lambda: count(c, 1, "replicas_differ") >= 2)
         service = c.replicas[0].service
         assert service is not None
-        service.node.scrub_period_s = 0.0
+        tune(service, scrub_period_ms=0)
         assert await c.read(CHUNKS[1], 0, 10, target=2) == b"other"
         assert await c.read(CHUNKS[1], 0, 10, target=1) == b"equal"
 
@@ -87,7 +83,7 @@ async def test_the_walk_is_spread_over_the_period_and_keeps_to_its_rate(
         assert 9.9 <= trio.current_time() - began <= 11
         service = c.replicas[0].service
         assert service is not None
-        service.node.scrub_rate_bytes = 65536 // 100
+        tune(service, scrub_rate_bytes=65536 // 100)
         await trio.sleep(500)
         assert count(c, 1, "scrubbed_chunks") <= 10 + 6
 

@@ -33,6 +33,7 @@ from tests.unit.storage.support import (
     Cluster,
     cluster,
     other_update,
+    tune,
     until,
     write_update,
 )
@@ -455,7 +456,7 @@ async def test_slow_resync_is_throttled(tmp_path: Path) -> None:
             await c.write(ChunkId(3, index), 0, bytes(10_000))
         service = c.replicas[0].service
         assert service is not None
-        service.node.resync_rate_bytes = 200_000
+        tune(service, resync_rate_bytes=200_000)
         began = c.env.monotonic()
         c.chain((1, SERVING), (2, SYNCING))
         await wait_for_sync_done(c, 2)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from fs3.api.storage import TuneReply
+from fs3.api.admin import ConfigVersion, Setting
 from fs3.cli.recovery import limits, progress
 
 
 def test_limits_in_words() -> None:
-    assert limits(TuneReply(0, 32 << 20)) == "recovery not limited, scrubbing at most 32MiB/s"
+    central = ConfigVersion("storage", 3, (Setting("resync_rate_bytes", "0"),))
+    assert limits(central) == "recovery not limited, scrubbing at most 32MiB/s"
 
 
 def test_each_recovery_is_a_line() -> None:

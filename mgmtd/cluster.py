@@ -7,10 +7,10 @@ not happened. Public states, versions, incarnations and who is alive last; lease
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from fs3.api.admin import ConfigUse, ConfigVersion, SetConfigRequest
+from fs3.api.admin import ConfigUse, ConfigVersion, MoveStatus, SetConfigRequest
 from fs3.api.mgmtd import (
     ClientInfo,
     ClusterConfigReply,
@@ -25,11 +25,13 @@ from fs3.api.mgmtd import (
 from fs3.errors import Code, FS3Error
 from fs3.ids import NodeKind
 from fs3.layout import CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, valid_chunk_size
-from fs3.routing import LocalState, Node, RoutingInfo, Table
+from fs3.routing import LocalState, Node, RoutingInfo, Table, Target
 from fs3.settings import name_of
 
 from .chains import new_chain
 from .draft import Draft
+from .moves import Mover
+from .operations import MoveRecord, Plan
 from .placement import place
 from .state import FIRST_CLIENT, Change, ClientRecord, Head, Saved, State
 
@@ -60,6 +62,7 @@ class Cluster:
         while we were away."""
         self.timing = timing
         self.state = State(saved)
+        self._mover = Mover()
         head = saved.head
         for node in self.state.nodes.values():
             if node.alive and node.kind != NodeKind.MGMTD:
@@ -121,7 +124,7 @@ class Cluster:
             node = request.node
             self._register_daemon(draft, request, kind)
         lease_ms = self._renew(draft, node, now)
-        change = draft.done()
+        change = self._go_on(draft, now)
         version = change.head.routing_version if change.head is not None else self.version
         config_version = self.state.configs.latest_of(kind)
         return change, RegisterReply(node, self.state.head.cluster, lease_ms, version, config_version)
@@ -141,7 +144,7 @@ class Cluster:
         kind = _KINDS[holder.kind] if isinstance(holder, Node) else NodeKind.CLIENT
         if isinstance(holder, Node) and kind is NodeKind.STORAGE:
             draft.report(holder.id, request.targets)
-        change = draft.done()
+        change = self._go_on(draft, now)
         version = change.head.routing_version if change.head is not None else self.version
         return change, HeartbeatReply(lease_ms, version, self.state.configs.latest_of(kind))
 
@@ -151,10 +154,11 @@ class Cluster:
         holder = self.state.clients.get(request.node) or self.state.nodes.get(request.node)
         if holder is not None and holder.incarnation == request.incarnation and request.node in self.state.leases:
             self._bury(draft, [request.node], now, ended=True)
-        return draft.done()
+        return self._go_on(draft, now)
 
-    def tick(self, now: float) -> Change:
-        """Time has passed: leases that ran out end, and clients dead for long are forgotten."""
+    def tick(self, now: float, wall_ms: int = 0) -> Change:
+        """Time has passed: leases that ran out end, clients dead for long are forgotten, operations go on. wall_ms: wall
+        clock, without which no operation ends."""
         draft = Draft(self.state)
         self._bury(draft, [node for node, until in self.state.leases.items() if until <= now], now)
         for client, until in self.state.forget.items():
@@ -162,7 +166,12 @@ class Cluster:
                 draft.clients[client] = None
                 draft.forget[client] = None
         self._settle_leases(draft, now)
+        self._mover.step(draft, now, wall_ms)
         return draft.done()
+
+    def explain(self, plan: Plan, moves: Iterable[MoveRecord], now: float) -> list[MoveStatus]:
+        """Moves of an operation, with what they wait for."""
+        return self._mover.explain(self.state, plan, moves, now)
 
     def set_config(
         self, request: SetConfigRequest, now_ms: int, timing_of: Callable[[ConfigVersion], Timing]
@@ -196,11 +205,11 @@ class Cluster:
             raise FS3Error(Code.CONFIG, f"chunk size {request.chunk_size}: expected {limits} bytes")
         if request.stripe < 0:
             raise FS3Error(Code.CONFIG, f"stripe {request.stripe}: expected at least 0")
-        usable = [
-            t
-            for t in self.state.targets.values()
-            if t.chain == 0 and self.state.locals.get(t.id, LocalState.OFFLINE) != LocalState.OFFLINE
-        ]
+        usable = [t for t in self.state.targets.values() if self._is_usable(t)]
+        for each in usable:
+            if each.used:
+                message = f"target {each.id} holds {each.used} bytes of a former cluster: empty it first"
+                raise FS3Error(Code.BAD_PLACEMENT, f"{message} (`fs3 admin target empty`)")
         draft = Draft(self.state)
         for number, members in enumerate(place(usable, request.replicas), start=1):
             draft.chains[number] = new_chain(number, members)
@@ -212,6 +221,18 @@ class Cluster:
             1, self.state.head.cluster, FIRST_TABLE, request.replicas, request.chunk_size, stripe
         )
         return draft.done(), FormatReply(FIRST_TABLE, len(draft.chains))
+
+    def _is_usable(self, target: Target) -> bool:
+        node = self.state.nodes.get(target.node)
+        if target.chain or target.retired or node is None or node.drained:
+            return False
+        return self.state.locals.get(target.id, LocalState.OFFLINE) is not LocalState.OFFLINE
+
+    def _go_on(self, draft: Draft, now: float) -> Change:
+        """What is heard of a chain may be what a move waits for."""
+        if draft.chains:
+            self._mover.step(draft, now)
+        return draft.done()
 
     def apply(self, change: Change) -> None:
         """Take in a change that was made of the present state, and was committed if it had to be."""
@@ -245,6 +266,8 @@ class Cluster:
         if self.state.ended.get(node) == request.incarnation or (known is not None and again and not known.alive):
             raise _stale(node, request.incarnation)
         fresh = Node(node, kind, request.address, request.host, True, request.incarnation, request.tags)
+        if known is not None:
+            fresh = replace(fresh, drained=known.drained)
         if fresh != known:
             draft.nodes[node] = fresh
         if not again:

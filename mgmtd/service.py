@@ -37,6 +37,7 @@ from fs3.routing import Node
 from fs3.rpc.server import Call, Encoded, Later, RpcServer
 from fs3.settings import MgmtdSettings
 
+from .admin import AdminService, tell_moves
 from .cluster import Cluster
 from .config_service import ConfigService
 from .configs import Configs
@@ -117,6 +118,7 @@ class MgmtdService:
         server.handle(LIST_CLIENTS, self._list_clients)
         server.handle(CLUSTER_CONFIG, self._cluster_config)
         self._configs.bind(server)
+        AdminService(self._env, self._change, self._primary).bind(server)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be primary or wait for it, until cancelled. Started once we are it, or know who is.
@@ -247,6 +249,7 @@ class MgmtdService:
             before = cluster.version
             cluster.apply(change)
             self._publisher.applied(change)
+            tell_moves(change)
             if cluster.version != before:
                 self._tell(change, cluster)
             return reply
@@ -273,7 +276,7 @@ class MgmtdService:
             if not self.is_primary:
                 continue
             try:
-                await self._change(lambda cluster, now: (cluster.tick(now), None))
+                await self._change(lambda cluster, now: (cluster.tick(now, self._env.wall_ns() // 1_000_000), None))
             except FS3Error as error:
                 logger.debug("leases not looked at: %s", error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import TypeVar
 
 from fs3.api.admin import ConfigVersion
@@ -11,6 +12,7 @@ from fs3.api.mgmtd import ClusterConfigReply
 from fs3.routing import Chain, LocalState, Node, RoutingInfo, Table, Target
 
 from .configs import Changes, Configs
+from .operations import MoveChanges, MoveRecord, OperationChanges, OperationRecord, Operations
 
 T = TypeVar("T")
 
@@ -35,6 +37,18 @@ class Head:
     next_client: int
     lease_ms: int = 0
     client_lease_ms: int = 0
+    next_chain: int = 0
+    next_table: int = 0
+    next_operation: int = 0
+    """Numbers are never given twice, also not when what had them is gone. 0: none was given but by the present entries."""
+
+
+class IdKind(IntEnum):
+    """What mgmtd numbers."""
+
+    CHAIN = 1
+    TABLE = 2
+    OPERATION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +75,8 @@ class Saved:
     nodes: dict[int, Node] = field(default_factory=dict)
     clients: dict[int, ClientRecord] = field(default_factory=dict)
     configs: list[ConfigVersion] = field(default_factory=list)
+    operations: list[OperationRecord] = field(default_factory=list)
+    moves: list[MoveRecord] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +101,8 @@ class Change:
     ended: Mapping[int, int]
     configs: Changes
     uses: Mapping[int, Use | None]
+    operations: OperationChanges = field(default_factory=dict)
+    moves: MoveChanges = field(default_factory=dict)
 
 
 class State:
@@ -106,6 +124,7 @@ class State:
         self.ended: dict[int, int] = {}  # node -> the incarnation that is over
         self.configs = Configs(saved.configs)
         self.uses: dict[int, Use] = {}  # node -> what it said of its configuration
+        self.operations = Operations(saved.operations, saved.moves)
         self._routing: RoutingInfo | None = None  # built when asked for
         # Invariant: a chain's targets exist and have target.chain == chain.id; a node's lease runs iff it is alive.
         for target in self.targets.values():
@@ -113,6 +132,14 @@ class State:
             owner = self.nodes.get(target.node)
             if owner is None or not owner.alive:
                 self.locals[target.id] = LocalState.OFFLINE
+
+    def next_id(self, kind: IdKind) -> int:
+        """A number that nothing of this kind ever had."""
+        if kind is IdKind.CHAIN:
+            return max(self.head.next_chain, max(self.chains, default=0) + 1)
+        if kind is IdKind.TABLE:
+            return max(self.head.next_table, max(self.tables, default=0) + 1)
+        return max(self.head.next_operation, max(self.operations.plans, default=0) + 1)
 
     @property
     def routing(self) -> RoutingInfo:
@@ -152,6 +179,8 @@ class State:
         _merge(self.forget, change.forget)
         _merge(self.uses, change.uses)
         self.configs.apply(change.configs)
+        if change.operations or change.moves:
+            self.operations.apply(change.operations, change.moves)
         if change.head is not None or change.targets:
             self._routing = None
 

@@ -14,6 +14,9 @@
 | MGcl, client id    | state.ClientRecord                                                                     |
 | MGcv, kind,        | api.admin.ConfigVersion: the central configuration of an ids.NodeKind, its newest      |
 |       version      | configs.HISTORY_MAX versions                                                           |
+| MGop, operation id | operations.OperationRecord: the newest operations.KEPT_MAX that are over, and all others   |
+| MGmv, operation id,| operations.MoveRecord                                                                  |
+|       index        |                                                                                        |
 
 Values are in the wire format (fs3.wire.codec), hence may get fields at their end. Every commit reads MGow and MGhd and
 fails where the epoch or the revision is not what this primary knows: one that was deposed can change nothing.
@@ -34,6 +37,7 @@ from fs3.routing import Chain, Node, Table, Target
 from fs3.wire.codec import decode, encode
 
 from .lease import Owner, PrimaryLease, Record
+from .operations import MoveRecord, OperationRecord
 from .state import FIRST_CLIENT, Change, ClientRecord, Head, Saved
 
 T = TypeVar("T")
@@ -48,6 +52,8 @@ TARGET = b"MGtg"
 NODE = b"MGnd"
 CLIENT = b"MGcl"
 CONFIG_VERSION = b"MGcv"
+OPERATION = b"MGop"
+MOVE = b"MGmv"
 
 _PAGE = 1000
 
@@ -107,6 +113,8 @@ class Store:
             {node.id: node for node in await self._all(NODE, Node)},
             {client.id: client for client in await self._all(CLIENT, ClientRecord)},
             await self._all(CONFIG_VERSION, ConfigVersion),
+            await self._all(OPERATION, OperationRecord),
+            await self._all(MOVE, MoveRecord),
         )
 
     async def commit(self, change: Change, epoch: int, revision: int) -> None:
@@ -130,8 +138,11 @@ class Store:
         _put_all(txn, CLIENT, change.clients)
         for (kind, version), settings in change.configs.items():
             _put(txn, key(CONFIG_VERSION, NodeKind[kind.upper()], version), settings)
+        _put_all(txn, OPERATION, change.operations)
+        for (operation, index), move in change.moves.items():
+            _put(txn, key(MOVE, operation, index), move)
         await txn.commit()
-        if change.head.routing_version != stored.routing_version or change.configs:
+        if change.head.routing_version != stored.routing_version or change.configs or change.operations:
             await self._engine.sync()
 
     async def _all(self, tag: bytes, cls: type[T]) -> list[T]:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import trio
+
 from fs3.api.storage import ChunkMeta, Update, UpdateResult
 from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId, RequestTag
@@ -37,6 +39,8 @@ from .space import SpaceBudget
 
 __all__ = ["ChunkEngine", "size_class"]
 
+_LOOK_AGAIN_S = 0.01
+
 
 class ChunkEngine(ChunkReads):
     """The chunks of one target, in the folder `folder` of a disk. Opened by the constructor.
@@ -57,6 +61,14 @@ class ChunkEngine(ChunkReads):
         except BaseException:
             self.close()
             raise
+
+    async def abandon(self) -> None:
+        self._files.abandon()
+        ended = self._log.abandon()
+        while self._files.busy() or self._log.syncing:  # noqa: ASYNC110 (rare, and nothing that is frequent should tell)
+            await trio.sleep(_LOOK_AGAIN_S)
+        self._files.close()
+        ended.close()
 
     def close(self) -> None:
         self._files.close()

@@ -11,7 +11,7 @@ keeps all up to a count, and a sync says which count is safe. Whatever a record 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId
@@ -34,6 +34,7 @@ class Log:
         self.records = records
         self.seq = 0
         self.durable = 0
+        self.syncing = 0  # how many syncs are under way
         self._failed: FS3Error | None = None
 
     def write(self, puts: Sequence[Pair], deletes: Sequence[bytes] = ()) -> None:
@@ -47,12 +48,36 @@ class Log:
         reached = self.seq
         if self.durable >= reached:
             return
+        self.syncing += 1
         try:
             await self.records.sync()
         except FS3Error as error:
             self._failed = FS3Error(Code.DISK_FAILED, error.message)
             raise self._failed from None
+        finally:
+            self.syncing -= 1
         self.durable = max(self.durable, reached)
+
+    def abandon(self) -> Records:
+        """From now on all fails but the syncs that are under way. Returns what is to be closed when they have ended."""
+        records, self.records = self.records, _Gone()
+        return records
+
+
+class _Gone(Records):
+    """The records of a target that is no longer here."""
+
+    def load(self) -> Iterator[tuple[bytes, bytes]]:
+        raise AssertionError("loaded when it was opened")
+
+    def write(self, puts: Sequence[tuple[bytes, bytes]], deletes: Sequence[bytes] = ()) -> None:
+        raise FS3Error(Code.NOT_SERVING, "this target is no longer here")
+
+    async def sync(self) -> None:
+        raise FS3Error(Code.NOT_SERVING, "this target is no longer here")
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class ChunkTable:

@@ -31,6 +31,7 @@ from .disk import Disk
 from .disk_linux import LinuxDisk
 from .disks import ClosedTarget, Homes
 from .rebuild import reopen, settle_empty
+from .retire import empty_retired
 from .service import StorageService
 
 logger = logging.getLogger("fs3.storage.daemon")
@@ -129,7 +130,10 @@ async def serve(
             # Older routing speaks of our former incarnation, whose targets may have been serving: never act on that.
             while mgmtd.routing.version < reply.routing_version:
                 await mgmtd.refresh(reply.routing_version - 1)
+            for home in homes.homes.values():
+                home.join(reply.cluster)
             await nursery.start(service.run, lease.poke)
+            nursery.start_soon(empty_retired, service, homes, reply.cluster, reply.routing_version)
             for target in homes.targets:
                 if target.empty:
                     nursery.start_soon(settle_empty, service.node, target, homes.homes[target.disk])

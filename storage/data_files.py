@@ -53,6 +53,7 @@ class DataFiles:
 
     def __init__(self, disk: Disk, folder: str) -> None:
         self._disk = disk
+        self._open_file = disk.open_file
         self._folder = folder
         self._files: dict[tuple[int, int], DataFile] = {}
         self._open: dict[DataFile, None] = {}  # the longest open first
@@ -69,6 +70,16 @@ class DataFiles:
                 groups.setdefault(place[0], []).append(place[1])
         for shift, found in groups.items():
             self._classes[shift] = SlotAllocator(GROUP_SHIFT - shift, used.get(shift, ()), found)
+
+    def abandon(self) -> None:
+        """No file is opened any more: what would need that fails with NOT_SERVING."""
+        self._open_file = _refuse
+        while self._close_idle():
+            pass
+
+    def busy(self) -> bool:
+        """Whether anything is under way."""
+        return any(entry.users for entry in self._open)
 
     def close(self) -> None:
         for entry in self._open:
@@ -115,18 +126,20 @@ class DataFiles:
         if file is None:
             if len(self._open) >= OPEN_FILES_MAX:
                 self._close_idle()
-            file = entry.file = self._disk.open_file(entry.name)
+            file = entry.file = self._open_file(entry.name)
             self._open[entry] = None
         entry.users += 1
         return file
 
-    def _close_idle(self) -> None:
+    def _close_idle(self) -> bool:
+        """Close one that is not in use, and durable; whether there was one."""
         for entry in self._open:
             if not entry.users and max(0, entry.synced) >= entry.last_write and entry.file is not None:
                 entry.file.close()
                 entry.file = None
                 del self._open[entry]
-                return
+                return True
+        return False
 
     def read_blocking(self, slot: Slot, offset: int, into: memoryview) -> None:
         """While the target is opened: waits for the disk."""
@@ -277,6 +290,10 @@ class DataFiles:
             finally:
                 entry.users -= 1
             first = stop
+
+
+def _refuse(name: str) -> DiskFile:
+    raise FS3Error(Code.NOT_SERVING, f"{name}: its target is no longer here")
 
 
 def _start(slot: Slot) -> int:

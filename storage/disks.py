@@ -43,9 +43,10 @@ class Home:
         self.number = number
         self._node_id = node_id
         self.space = SpaceBudget(disk, reserve_bytes)
+        self.cluster = ""  # the id of the cluster that it belongs to, once it has registered with one
         found = disk.read_small("FORMAT")
         if found is not None:
-            owner, self.ids, self.empty = parse_format(found, disk.name)
+            owner, self.ids, self.empty, self.cluster = parse_format(found, disk.name)
             if owner != node_id:
                 raise ConfigError(f"data folder {disk.name} belongs to node {owner}, this is node {node_id} (node_id)")
             if len(self.ids) < targets:
@@ -66,9 +67,13 @@ class Home:
         self.empty |= set(numbers[:count])
         self._write()
 
+    def folder(self, target: int) -> str:
+        """Where a target is on the disk."""
+        return f"target-{target}"
+
     def open(self, target: int, now: float) -> LocalTarget:
         """Open a target. Raises RECORDS_DAMAGED, DISK_FAILED."""
-        folder = f"target-{target}"
+        folder = self.folder(target)
         if target in self.empty:
             self.disk.remove(folder)  # what a rebuild left that did not get far
         elif not self.disk.has_records(f"{folder}/records"):
@@ -93,14 +98,27 @@ class Home:
         self.empty.discard(target)
         self._write()
 
+    def join(self, cluster: str) -> None:
+        """The daemon has registered with this cluster: its disk belongs to that one, if it belongs to none."""
+        if not self.cluster:
+            self.cluster = cluster
+            try:
+                self._write()
+            except FS3Error as error:
+                self.cluster = ""
+                logger.error("disk %s cannot be marked as the cluster's: %s", self.disk.name, error.message)
+        elif self.cluster != cluster:
+            logger.warning("disk %s holds data of cluster %s, and serves %s now", self.disk.name, self.cluster, cluster)
+
     def _write(self) -> None:
-        content = {"node": self._node_id, "targets": self.ids, "empty": sorted(self.empty)}
+        empty = sorted(self.empty)
+        content = {"node": self._node_id, "targets": self.ids, "empty": empty, "cluster": self.cluster}
         head = f"{_FORMAT_NAME} {FORMAT_VERSION}\n"
         self.disk.write_small("FORMAT", (head + json.dumps(content) + "\n").encode())
 
 
-def parse_format(found: bytes, name: str) -> tuple[int, list[int], set[int]]:
-    """The node, the targets, and those of them that are empty. Raises CONFIG, FORMAT_VERSION."""
+def parse_format(found: bytes, name: str) -> tuple[int, list[int], set[int], str]:
+    """The node, the targets, those of them that are empty, and the cluster ("": none yet). Raises CONFIG, FORMAT_VERSION."""
     head, _, rest = found.decode(errors="replace").partition("\n")
     kind, _, number_text = head.partition(" ")
     if kind != _FORMAT_NAME or not number_text.isdigit():
@@ -114,9 +132,10 @@ def parse_format(found: bytes, name: str) -> tuple[int, list[int], set[int]]:
         content = json.loads(rest)
         owner, ids = int(content["node"]), [int(target) for target in content["targets"]]
         empty = {int(target) for target in content.get("empty", [])}
+        cluster = str(content.get("cluster", ""))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(f"data folder {name}: its FORMAT file is damaged") from None
-    return owner, ids, empty
+    return owner, ids, empty, cluster
 
 
 @dataclass(frozen=True, slots=True)

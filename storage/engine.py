@@ -122,4 +122,8 @@ class Engine(ABC):
         """Drop the stored results of these (client, channel)."""
 
     @abstractmethod
+    async def abandon(self) -> None:
+        """Close while others may still be at work: their calls fail with NOT_SERVING, those that reached the disk end."""
+
+    @abstractmethod
     def close(self) -> None: ...

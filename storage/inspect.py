@@ -203,7 +203,7 @@ def inspect(path: Path) -> list[TargetFound]:
         raise ConfigError(f"{path} is no data folder of a storage daemon")
     disk = LinuxDisk(str(root))
     try:
-        ids, empty = parse_format(disk.read_small("FORMAT") or b"", disk.name)[1:]
+        _, ids, empty, _ = parse_format(disk.read_small("FORMAT") or b"", disk.name)
         found = []
         for target in ids:
             folder = f"target-{target}"

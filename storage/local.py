@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
@@ -125,6 +126,8 @@ class LocalTarget:
         self.scrubbed_to: ChunkId | None = None  # where the scrubber was when the target was opened; None: at the start
         self.save_scrubbed: Callable[[ChunkId | None], None] = lambda chunk: None
         self.empty = False  # it has lost its content and must not speak for its chain yet, see rebuild.py
+        self.stopped = 0  # not 0: it is asked to leave its chain, at this routing version, and serves nothing
+        self.emptied = 0  # it was opened afresh because it was retired at this routing version
         self.full_until = 0.0  # it could not be filled for want of space; not tried again before
 
     def take_role(self, role: Role | None) -> bool:
@@ -133,6 +136,8 @@ class LocalTarget:
         if role == before:
             return False
         self.role = role
+        if role is None or before is None or role.chain != before.chain:
+            self.synced_version = 0
         if before is not None and before.successor is not None and (role is None or role.successor != before.successor):
             for scope in self.forwards:
                 scope.cancel()
@@ -217,16 +222,42 @@ class StorageNode:
     def take_routing(self, routing: RoutingInfo) -> None:
         """Follow new routing, all at once."""
         self.map = TargetMap.of(routing, self.targets.keys())
-        changed = [target.take_role(self.map.roles.get(target.id)) for target in self.targets.values()]
+        changed = []
+        for target in self.targets.values():
+            entry = routing.targets.get(target.id)
+            stopped = entry.since if entry is not None and entry.leaving else 0
+            if stopped != target.stopped:
+                target.stopped = stopped
+                changed.append(True)
+            before = target.role
+            changed.append(target.take_role(self.map.roles.get(target.id)))
+            self._forget_requests(target, before)
         for target in self.targets.values():
             if target.role is not None:
                 self.map.roles[target.id] = target.role  # an equal role stays the same object: it is compared by identity
         if any(changed):
             self.on_change()
 
+    def _forget_requests(self, target: LocalTarget, before: Role | None) -> None:
+        """A target that begins to be filled is told by its predecessor which requests are done. What it knew itself may be
+        of a time that was given up (mgmtd's chains.give_up)."""
+        role = target.role
+        if role is None or role is before or role.state is not PublicState.SYNCING:
+            return
+        if before is not None and before.state in (PublicState.SERVING, PublicState.SYNCING):
+            return
+        target.removals.clear()
+        try:
+            target.engine.forget(target.channels.drop_idle(math.inf))
+        except FS3Error as error:
+            self.disk_failed(target, error)
+
     def target(self, role: Role) -> LocalTarget:
-        """The target of a role. Raises DISK_FAILED once its disk failed, NOT_SERVING when this process slept too long."""
+        """The target of a role. Raises DISK_FAILED once its disk failed, NOT_SERVING when this process slept too long, or
+        when the target is asked to leave its chain."""
         target = self.targets[role.target]
+        if target.stopped:
+            raise FS3Error(Code.NOT_SERVING, f"target {target.id} is leaving chain {role.chain}")
         if not self.may_serve():
             raise FS3Error(Code.NOT_SERVING, "this node's lease is not renewed")
         if target.failed:
@@ -251,7 +282,7 @@ class StorageNode:
 
     def disk_failed(self, target: LocalTarget, error: FS3Error) -> None:
         """Take all targets of a disk out of service; the daemon and its other disks live on."""
-        if target.failed:
+        if target.failed or self.targets.get(target.id) is not target:
             return
         failed = [each for each in self.targets.values() if each.disk == target.disk and not each.failed]
         for each in failed:

@@ -93,6 +93,7 @@ class StorageService:
         self._version = version
         self._started_at = env.monotonic()
         self._nursery: trio.Nursery | None = None  # while run() runs
+        self._cares: dict[int, tuple[trio.CancelScope, trio.Event]] = {}  # target -> what ends its tasks, and that they did
 
     def bind(self, server: RpcServer) -> None:
         """Answer the storage methods at a server."""
@@ -134,12 +135,30 @@ class StorageService:
         self._look_after(target)
         self.node.on_change()
 
+    async def remove(self, target: LocalTarget) -> None:
+        """Serve a target no more that is in no chain, and end what is done with it. Requests under way fail."""
+        assert target.role is None, target.role
+        del self.node.targets[target.id]
+        scope, ended = self._cares.pop(target.id)
+        scope.cancel()
+        await ended.wait()
+        await target.engine.abandon()
+
     def _look_after(self, target: LocalTarget) -> None:
         assert self._nursery is not None
-        for task in (roll_forward_orphans, fill_successors, repair_suspects):
-            self._nursery.start_soon(task, self.node, target)
-        self._nursery.start_soon(self._tidy, target)
-        self._nursery.start_soon(Scrubber(self.node, target).run)
+        self._cares[target.id] = trio.CancelScope(), trio.Event()
+        self._nursery.start_soon(self._care, target, *self._cares[target.id])
+
+    async def _care(self, target: LocalTarget, scope: trio.CancelScope, ended: trio.Event) -> None:
+        try:
+            with scope:
+                async with trio.open_nursery() as nursery:
+                    for task in (roll_forward_orphans, fill_successors, repair_suspects):
+                        nursery.start_soon(task, self.node, target)
+                    nursery.start_soon(self._tidy, target)
+                    nursery.start_soon(Scrubber(self.node, target).run)
+        finally:
+            ended.set()
 
     async def _tidy(self, target: LocalTarget) -> None:
         while not target.failed:
@@ -181,6 +200,8 @@ class StorageService:
                     capacity,
                     used[target.id],
                     role.chain_version if role is not None else 0,
+                    role.chain if role is not None else 0,
+                    target.stopped or target.emptied,
                 )
             )
         return tuple(reports)

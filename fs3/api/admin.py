@@ -180,6 +180,8 @@ class TargetAction(IntEnum):
     GIVE_UP = 3
     """Of a chain that no target serves: this target, which is alive, takes the place of the one that served last, whose
     newer content is given up for ever."""
+    EMPTY = 4
+    """Of a target in no chain: have its daemon throw away what it holds, so that it can come into a chain."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from fs3.transport.registry import Transports
 from .examine import INODES_AT_ONCE, Names, Progress, Report
 from .examine_chunks import Chunks
 
-REACH_MS = 10_000
+REACH_S = 10.0
 BAR_COLUMNS = 30
 INODE_BYTES = 1024
 """What an inode takes in memory while it is checked, about."""
@@ -86,10 +86,10 @@ async def visit(addresses: Sequence[str], options: argparse.Namespace, progress:
     async with trio.open_nursery() as nursery:
         rpc = RpcClient(env, nursery)
         mgmtd = MgmtdClient(env, rpc, addresses)
-        await mgmtd.refresh(0, timeout_ms=REACH_MS)
+        with trio.move_on_after(REACH_S):
+            await nursery.start(mgmtd.run)
         if not mgmtd.routing.version:
             raise FS3Error(Code.CONNECT_FAILED, f"no management daemon answers at {', '.join(addresses)}")
-        await nursery.start(mgmtd.run)
         started = env.monotonic()
         report = await examine(
             env,

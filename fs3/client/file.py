@@ -146,7 +146,14 @@ class FileClient:
 
     async def link(self, caller: Caller, inode: int, parent: int, name: bytes) -> Attr:
         reply = await self._meta.change(LINK, lambda tag: LinkRequest(tag, caller, inode, parent, name))
+        for state in self._open_as(inode):
+            state.unsynced_attr = True
         return self._seen(reply.attr)
+
+    def _open_as(self, inode: int) -> list[OpenInode]:
+        """The state of an inode, if it is open here."""
+        state = self._inodes.get(inode)
+        return [state] if state is not None else []
 
     async def readlink(self, inode: int) -> bytes:
         return (await self._meta.call(READLINK, ReadlinkRequest(inode))).target
@@ -182,6 +189,8 @@ class FileClient:
         )
         if session and reply.replaced:
             self._hold(reply.replaced, session)
+        for state in list(self._inodes.values()) if flags == RenameFlags.EXCHANGE else self._open_as(reply.attr.inode):
+            state.unsynced_attr = True  # the next fsync is to make the name durable, too
         return reply
 
     async def readdir(self, caller: Caller, inode: int, after: bytes, limit: int) -> ReaddirReply:

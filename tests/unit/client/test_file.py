@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.lowlevel
 
-from fs3.api.meta import Access, Caller
+from fs3.api.meta import Access, Caller, RenameFlags
 from fs3.client.file import ROOT_CALLER, FileClient, FileHandle
 from fs3.client.paths import Paths
 from fs3.errors import Code, FS3Error
@@ -196,6 +196,27 @@ async def test_fsync_syncs_what_is_not_known_to_be_stable_and_then_nothing(clien
     client._storage.sync = lambda *a, **k: synced.append(a)  # type: ignore[method-assign,assignment]
     await client.fsync(file)
     assert synced == [] and not file.inode.dirty
+    await client.close(file)
+
+
+async def test_fsync_makes_a_new_name_durable(client: FileClient) -> None:
+    """The content is synced already, but power loss must not bring the old name back."""
+    file = await create(client)
+    await client.write(file, 0, b"x")
+    await client.fsync(file)
+    assert not file.inode.unsynced_attr
+    await client.rename(ROOT_CALLER, ROOT_INODE, b"f", ROOT_INODE, b"new")
+    assert file.inode.unsynced_attr
+    await client.fsync(file)
+    assert not file.inode.unsynced_attr
+    await client.link(ROOT_CALLER, file.inode.id, ROOT_INODE, b"other")
+    assert file.inode.unsynced_attr
+    await client.fsync(file)
+    third = await create(client, b"third")
+    await client.fsync(third)
+    await client.rename(ROOT_CALLER, ROOT_INODE, b"third", ROOT_INODE, b"new", RenameFlags.EXCHANGE)
+    assert third.inode.unsynced_attr and file.inode.unsynced_attr
+    await client.close(third)
     await client.close(file)
 
 

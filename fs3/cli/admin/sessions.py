@@ -1,0 +1,177 @@
+"""`fs3 admin session list|prune` and `fs3 admin gc status`: who has files open, and what is left of removed ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import click
+import trio
+
+from ...api.common import Empty
+from ...api.meta_admin import (
+    GC_STATUS,
+    LIST_SESSIONS,
+    PRUNE_SESSIONS,
+    GcStatusReply,
+    ListSessionsRequest,
+    PruneSessionsRequest,
+    SessionInfo,
+)
+from ...api.mgmtd import LIST_CLIENTS, ClientInfo
+from ...errors import FS3Error
+from ...ids import NodeKind
+from .common import Admin, Cluster, command, lasting, rows_table, yes_option
+from .files import Files
+from .rows import Row
+
+RATE_S = 1.0
+"""How long the collector is watched, to tell its rate."""
+
+
+@click.group("session")
+def session() -> None:
+    """Files that are open for writing, and by whom: list, prune."""
+
+
+async def _sessions(cluster: Cluster, client: int, path: str | None, limit: int) -> list[Row]:
+    files = Files(cluster)
+    inode = (await files.find(path)).inode if path is not None else 0
+    clients = {each.client: each for each in (await cluster.call(LIST_CLIENTS, Empty())).clients}
+    rows: list[Row] = []
+    after = b""
+    while len(rows) < limit:
+        request = ListSessionsRequest(after, min(1000, limit - len(rows)), client, inode)
+        reply = await files.meta.call(LIST_SESSIONS, request, deadline=files.deadline)
+        rows += [session_row(each, clients, time.time_ns()) for each in reply.sessions]
+        after = reply.after
+        if not after:
+            break
+    return rows
+
+
+def session_row(found: SessionInfo, clients: Mapping[int, ClientInfo], now_ns: int) -> Row:
+    """age_s: since it was opened, by this machine's clock. kind: write, or hold: removed by its own mount while open."""
+    client = clients.get(found.client)
+    state = "unknown" if client is None else "alive" if client.alive else "dead"
+    return {
+        "client": found.client,
+        "host": client.host if client is not None else "",
+        "state": state,
+        "inode": found.inode,
+        "kind": "hold" if found.hold else "write",
+        "length": found.length,
+        "nlink": found.nlink,
+        "uid": found.uid,
+        "age_s": max(0, (now_ns - found.since_ns) // 1_000_000_000),
+        "session": found.session,
+    }
+
+
+@command(session, "list")
+@click.option("--client", type=int, default=0, metavar="ID", help="Only those of this client.")
+@click.option("--path", metavar="PATH", help="Only those of this file.")
+@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="At most so many.")
+def session_list(go: Admin, client: int, path: str | None, limit: int) -> None:
+    """List the sessions: each is a file open for writing, or one that was removed while its mount has it open."""
+    rows = go.visit(lambda cluster: _sessions(cluster, client, path, limit))
+    go.show(rows, lambda: rows_table(rows, "client host state inode kind length nlink uid age_s"))
+
+
+@command(session, "prune")
+@click.argument("client", type=int, metavar="CLIENT")
+@yes_option
+def session_prune(go: Admin, client: int, yes: bool) -> None:
+    """End all sessions of a client that is dead, now. They end by themselves a while after its death.
+
+    Lengths of its files are settled from what their chains hold; those without a name are removed.
+    """
+    rows = go.visit(lambda cluster: _sessions(cluster, client, None, 1000))
+    if not go.as_json:
+        go.show(rows, lambda: rows_table(rows, "client host state inode kind length nlink uid age_s"))
+    ended = 0
+    if rows and go.confirmed(yes, "End them?"):
+
+        async def prune(cluster: Cluster) -> int:
+            files = Files(cluster)
+            request = PruneSessionsRequest(client)
+            return (await files.meta.call(PRUNE_SESSIONS, request, deadline=files.deadline)).ended
+
+        ended = go.visit(prune)
+    go.show({"client": client, "sessions": len(rows), "ended": ended}, lambda: f"{ended} of {len(rows)} sessions ended")
+
+
+@click.group("gc")
+def gc() -> None:
+    """The removal of removed files' chunks: status."""
+
+
+@command(gc, "status")
+def gc_status(go: Admin) -> None:
+    """Show how many removed files wait for their chunks to be removed, since when, and how fast that goes."""
+
+    async def gather(cluster: Cluster) -> Row:
+        nodes = cluster.living(NodeKind.META)
+        first = await cluster.ask_all(nodes, GC_STATUS, Empty())
+        await trio.sleep(RATE_S)
+        second = await cluster.ask_all(nodes, GC_STATUS, Empty())
+        return gc_row(first, second, RATE_S)
+
+    row = go.visit(gather)
+    go.show(row, lambda: gc_lines(row))
+
+
+def gc_row(
+    before: Mapping[int, GcStatusReply | FS3Error], after: Mapping[int, GcStatusReply | FS3Error], seconds: float
+) -> Row:
+    """Of two looks at all meta daemons. Raises the error of one where none answered."""
+    answers = {node: reply for node, reply in after.items() if isinstance(reply, GcStatusReply)}
+    if not answers:
+        raise next(reply for reply in after.values() if isinstance(reply, FS3Error))
+    queue = max(answers.values(), key=lambda reply: reply.files)
+    done = 0
+    for node, reply in answers.items():
+        former = before.get(node)
+        done += reply.collected - former.collected if isinstance(former, GcStatusReply) else 0
+    return {
+        "files": queue.files,
+        "more": queue.more,
+        "bytes": queue.bytes,
+        "unsized": queue.unsized,
+        "oldest_ms": queue.oldest_ms,
+        "intents": queue.intents,
+        "files_a_second": round(max(0, done) / seconds, 1),
+        "daemons": [
+            {
+                "node": node,
+                "collected": reply.collected,
+                "failures": reply.failures,
+                "uptime_ms": reply.uptime_ms,
+                "problem": reply.problem,
+            }
+            for node, reply in answers.items()
+        ],
+        "silent": [node for node, reply in after.items() if isinstance(reply, FS3Error)],
+    }
+
+
+def gc_lines(row: Row) -> str:
+    files = f"{'more than ' if row['more'] else ''}{row['files']}"
+    lines = [f"{files} removed files wait for the removal of their chunks, {row['bytes']} bytes at most"]
+    if row["unsized"]:
+        lines[0] += f" without {row['unsized']} whose length is not known"
+    if row["files"] and row["oldest_ms"] >= 0:
+        lines.append(f"the first was removed {lasting(row['oldest_ms'] / 1000)} ago")
+    lines.append(f"{row['files_a_second']} files a second are being collected")
+    if row["intents"]:
+        lines.append(f"{row['intents']} files have their chunks put in order")
+    for daemon in row["daemons"]:
+        uptime = lasting(daemon["uptime_ms"] / 1000)
+        line = f"meta node {daemon['node']}: {daemon['collected']} files collected, {daemon['failures']} rounds failed"
+        line += f" in {uptime}"
+        lines.append(line + (f"; now: {daemon['problem']}" if daemon["problem"] else ""))
+    lines += [f"meta node {node} does not answer" for node in row["silent"]]
+    return "\n".join(lines)
+
+
+commands = (session, gc)

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-
 import pytest
 
 from fs3.routing import Chain, ChainTarget, LocalState, PublicState
@@ -15,7 +12,6 @@ S, Y, W, L, X = (
     PublicState.LASTSRV,
     PublicState.OFFLINE,
 )
-ORDER = (S, L, Y, W, X)
 UP, ON, OFF, UNKNOWN = LocalState.UPTODATE, LocalState.ONLINE, LocalState.OFFLINE, None
 
 
@@ -76,57 +72,6 @@ def test_table(
     expected: tuple[tuple[int, PublicState], ...],
 ) -> None:
     assert after(states, local) == expected
-
-
-def valid_chains(length: int) -> Iterator[Chain]:
-    """All chains that can arise: one history (some serve, or one was the last), at most one syncing, in order."""
-    for states in itertools.combinations_with_replacement(ORDER, length):
-        lastsrv, serving, syncing = states.count(L), states.count(S), states.count(Y)
-        if (serving > 0) != (lastsrv == 1) and lastsrv <= 1 and syncing <= (1 if serving else 0):
-            yield chain(*states)
-
-
-@pytest.mark.parametrize("length", [1, 2, 3, 4])
-def test_invariants_over_all_states(length: int) -> None:
-    seen = 0
-    for before in valid_chains(length):
-        for local in itertools.product((UP, ON, OFF, UNKNOWN), repeat=length):
-            known = {i + 1: state for i, state in enumerate(local) if state is not None}
-            result = next_chain(before, known)
-            check_step(before, known, result)
-            assert next_chain(result, known) is result, (before, known)
-            seen += 1
-    assert seen >= 4**length * 2
-
-
-def check_step(before: Chain, known: dict[int, LocalState], result: Chain) -> None:
-    context = (before, known, result)
-    states = [t.state for t in result.targets]
-    assert sorted(t.target for t in result.targets) == sorted(t.target for t in before.targets), context
-    assert states == sorted(states, key=ORDER.index), context
-    # One history: some serve, or exactly one is remembered as the last that served.
-    assert (S in states) != (states.count(L) == 1), context
-    assert states.count(L) <= 1, context
-    assert states.count(Y) <= (1 if S in states else 0), context
-    if (before.targets == result.targets) is False:
-        assert result.version == before.version + 1, context
-    else:
-        assert result is before, context
-    complete = {t.target for t in before.targets if t.state in (S, L)}
-    complete |= {t.target for t in before.targets if t.state is Y and known.get(t.target) is UP}
-    for entry in result.targets:
-        # Only who has the whole history may serve, or be waited for.
-        assert entry.state not in (S, L) or entry.target in complete, context
-        assert entry.state in (L, X) or known.get(entry.target) is not OFF, context
-        # Nobody leaves the living without a reason.
-        if known.get(entry.target) is not OFF and before.state_of(entry.target) is S:
-            assert entry.state is S, context
-    if S not in states:
-        assert all(known.get(t) is OFF for t in before.serving()), context
-        if L in [t.state for t in before.targets]:
-            assert result.targets[0] == before.targets[0], context
-        else:
-            assert result.targets[0].target == before.head(), context
 
 
 def test_new_chain_serves_with_all_targets() -> None:

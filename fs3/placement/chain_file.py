@@ -109,6 +109,9 @@ def _usable(number: int, target_id: int, routing: RoutingInfo) -> Target:
         raise _bad(
             f"chain {number}: target {target_id} has left its chain and is not emptied yet; wait for its daemon to do so"
         )
+    if target.used:
+        held = f"target {target_id} holds {target.used} bytes of a former time"
+        raise _bad(f"chain {number}: {held}; empty it first (`fs3 admin target empty {target_id}`)")
     node = routing.nodes.get(target.node)
     if node is None or not node.alive:
         raise _bad(f"chain {number}: target {target_id} is on node {target.node}, which is not alive; start it first")

@@ -8,34 +8,22 @@ that shares the fewest chains with the chain's other nodes.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
 
 from ..api.admin import Move
-from ..errors import Code, FS3Error
 from ..ids import NodeKind
-from ..routing import RoutingInfo
-from .heads import spread_heads
+from ..routing import PublicState, RoutingInfo
+from .design import Solver
+from .place import Placed, place_well
+from .plan import Plan, bad_plan, copied, require_serving, with_heads
+from .rebalance import rebalance
 from .substitutes import Wanted, substitutes
 from .world import World
 
+__all__ = ["Plan", "drain", "grow", "rebalance", "replace", "set_replicas"]
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What an operator is shown, and then submits. kind, title, moves, drain, table, replicas: as of SubmitRequest.
 
-    notes: sentences for people. copied: node -> bytes that are copied to it.
-    """
-
-    kind: str
-    title: str
-    moves: tuple[Move, ...]
-    notes: tuple[str, ...] = ()
-    copied: Mapping[int, int] = field(default_factory=dict)
-    drain: tuple[int, ...] = ()
-    table: int = 0
-    replicas: int = 0
+GROW_STEPS = 2_000_000
 
 
 def drain(routing: RoutingInfo, nodes: Collection[int], pending: Iterable[Move] = ()) -> Plan:
@@ -83,67 +71,96 @@ def replace(routing: RoutingInfo, node: int, disk: int, pending: Iterable[Move] 
     return Plan("replace", f"replace {what}", moves, tuple(notes), copied(routing, moves))
 
 
-def copied(routing: RoutingInfo, moves: Sequence[Move]) -> dict[int, int]:
-    """Node -> bytes that moves copy to it, as far as fill levels are known."""
-    found: Counter[int] = Counter()
-    for move in moves:
-        if move.add:
-            members = [routing.targets[e.target] for e in routing.chains[move.chain].targets if e.target in routing.targets]
-            found[routing.targets[move.add].node] += max([target.used for target in members], default=0)
-    return dict(sorted(found.items()))
+def set_replicas(routing: RoutingInfo, table: int, replicas: int, pending: Iterable[Move] = ()) -> Plan:
+    """Give each chain of a table so many replicas, by more targets or by fewer. Raises BAD_PLAN.
+
+    Of what can be dropped the last that serves is kept, and what does not serve goes first; then what shares a failure
+    domain with another, then that of the node with the largest part of its targets in chains.
+    """
+    known = routing.tables.get(table)
+    if known is None:
+        raise bad_plan(f"there is no chain table {table}; see `fs3 admin table list`")
+    world = World(routing, pending)
+    nodes = len(world.usable_nodes())
+    if not 1 <= replicas <= nodes:
+        raise bad_plan(
+            f"{replicas} replicas: expected 1 to {nodes}, since each is on a node of its own and {nodes} can be used"
+        )
+    what = f"chain table {table}"
+    changing = [chain for chain in known.chains if len(world.members[chain]) != replicas]
+    if not changing and known.replicas == replicas:
+        raise bad_plan(f"{what} has {replicas} replicas already")
+    _check_idle(world, changing)
+    require_serving(routing, changing)
+    more = [Wanted(chain) for chain in changing for _ in range(replicas - len(world.members[chain]))]
+    moves = substitutes(world, more, what, replicas) if more else []
+    for chain in changing:
+        while len(world.members[chain]) > replicas:
+            move = Move(chain, drop=_to_drop(world, chain))
+            world.give(move)
+            moves.append(move)
+    notes = []
+    limit = world.limit(replicas)
+    if limit > 1 and replicas > known.replicas:
+        notes.append(f"there are too few racks for {replicas} replicas: up to {limit} of a chain share one")
+    title = f"{replicas} replicas in {what}"
+    found = with_heads(world, moves)
+    return Plan("set-replicas", title, found, tuple(notes), copied(routing, found), table=table, replicas=replicas)
 
 
-def bad_plan(message: str) -> FS3Error:
-    return FS3Error(Code.BAD_PLAN, message)
+def grow(
+    routing: RoutingInfo, table: int, pending: Iterable[Move] = (), *, steps: int = GROW_STEPS, solver: Solver | None = None
+) -> Placed:
+    """New chains for a table, out of all free targets, for CREATE_TABLE; nodes that share few chains now get to share more.
+
+    Raises BAD_PLAN, BAD_PLACEMENT.
+    """
+    known = routing.tables.get(table)
+    if known is None:
+        raise bad_plan(f"there is no chain table {table}; see `fs3 admin table list`")
+    return new_chains(routing, known.replicas, pending, steps=steps, solver=solver)
 
 
-def require_serving(routing: RoutingInfo, chains: Iterable[int]) -> None:
-    """Raises BAD_PLAN for chains that nothing can be copied from."""
-    down = [chain for chain in sorted(set(chains)) if not routing.chains[chain].serving()]
-    if down:
-        named = f"chain{'s' if len(down) > 1 else ''} {', '.join(map(str, down[:10]))}{', ...' if len(down) > 10 else ''}"
-        raise bad_plan(f"no target of {named} serves, so nothing can be copied from there: bring one back first")
+def new_chains(
+    routing: RoutingInfo,
+    replicas: int,
+    pending: Iterable[Move] = (),
+    *,
+    steps: int = GROW_STEPS,
+    solver: Solver | None = None,
+) -> Placed:
+    """New chains of all free targets. Raises BAD_PLACEMENT."""
+    world = World(routing, pending)
+    free = [routing.targets[t] for disks in world.free.values() for targets in disks.values() for t in targets]
+    limit = world.limit(replicas)
+    return place_well(free, replicas, routing.nodes, steps=steps, solver=solver, limit=limit, shared=world.shared)
+
+
+def _to_drop(world: World, chain: int) -> int:
+    """The member that a chain does without most easily."""
+    states = {entry.target: entry.state for entry in world.routing.chains[chain].targets}
+    members = world.members[chain]
+    serving = [t for t in members if states.get(t) is PublicState.SERVING]
+    places = [world.domain.get(world.targets[t].node) for t in members]
+
+    def cost(target: int) -> tuple[bool, int, float, bool, int]:
+        node = world.targets[target].node
+        return target in serving, -places.count(world.domain.get(node)), -world.fill(node), target == serving[0], target
+
+    return min([t for t in members if serving != [t]], key=cost)
+
+
+def _check_idle(world: World, chains: Iterable[int]) -> None:
+    """Raises BAD_PLAN where an operation under way changes one of these chains."""
+    busy = sorted(world.busy.intersection(chains))
+    if busy:
+        raise bad_plan(
+            f"an operation under way changes chain{'s' if len(busy) > 1 else ''} {', '.join(map(str, busy[:10]))}"
+            f"{', ...' if len(busy) > 10 else ''}: wait until it is done, or cancel it (`fs3 admin operation list`)"
+        )
 
 
 def _substituted(world: World, dropped: Sequence[Wanted], what: str) -> tuple[Move, ...]:
-    coming = [want for want in dropped if world.routing.targets[want.drop].chain != want.chain]
-    if coming:
-        first = coming[0]
-        raise bad_plan(
-            f"an operation under way brings target {first.drop} of {what} into chain {first.chain}:"
-            " wait until it is done, or cancel it"
-        )
+    _check_idle(world, [want.chain for want in dropped])
     require_serving(world.routing, [want.chain for want in dropped])
     return with_heads(world, substitutes(world, dropped, what))
-
-
-def with_heads(world: World, moves: Sequence[Move]) -> tuple[Move, ...]:
-    """Say who is to lead where a move takes away the head of a chain, so that leads stay even."""
-    routing = world.routing
-    changing = [i for i, move in enumerate(moves) if move.drop and move.drop == routing.chains[move.chain].head()]
-    heirs: dict[int, list[int]] = {}
-    for i in changing:
-        chain = routing.chains[moves[i].chain]
-        heirs[i] = [t for t in (*chain.serving(), moves[i].add) if t in world.members[chain.id] and t in routing.targets]
-    changing = [i for i in changing if heirs[i]]
-    apart = {moves[i].chain for i in changing}
-    others = [chain.head() for chain in routing.chains.values() if chain.id not in apart]
-    fixed = Counter([routing.targets[head].node for head in others if head is not None and head in routing.targets])
-    places = [[routing.targets[t].node for t in heirs[i]] for i in changing]
-    found = spread_heads(places, [nodes[0] for nodes in places], ideal_leads(world), fixed)
-    done = list(moves)
-    for i, nodes, node in zip(changing, places, found, strict=True):
-        if node != nodes[0]:  # who follows anyway
-            done[i] = Move(moves[i].chain, moves[i].add, moves[i].drop, heirs[i][nodes.index(node)])
-    return tuple(done)
-
-
-def ideal_leads(world: World) -> dict[int, float]:
-    """Node -> chains that it should lead: an equal part of those that it holds."""
-    ideal: dict[int, float] = {}
-    for members in world.members.values():
-        for target in members:
-            if target in world.targets:
-                node = world.targets[target].node
-                ideal[node] = ideal.get(node, 0.0) + 1 / len(members)
-    return ideal

@@ -25,7 +25,10 @@ class World:
         self.targets = routing.targets
         self.domain = domains(routing.nodes)
         self.leaving = frozenset(leaving)
+        self._limits: dict[int, int] = {}
         self.members: dict[int, list[int]] = {}
+        self.dropped: defaultdict[int, list[int]] = defaultdict(list)
+        """Chain -> what moves take out of it: it may still be there when another move of the chain is carried out."""
         self.load: Counter[int] = Counter()
         """Node -> its targets that are in chains."""
         self.disk_load: Counter[Disk] = Counter()
@@ -61,6 +64,7 @@ class World:
         return (
             target.chain == 0
             and not target.retired
+            and not target.used
             and target.local is not LocalState.OFFLINE
             and node is not None
             and node.alive
@@ -77,7 +81,9 @@ class World:
 
     def limit(self, replicas: int) -> int:
         """How many replicas of a chain one failure domain may hold."""
-        return domain_limit([self.domain[node] for node in self.usable_nodes()], replicas)
+        if replicas not in self._limits:
+            self._limits[replicas] = domain_limit([self.domain[node] for node in self.usable_nodes()], replicas)
+        return self._limits[replicas]
 
     def place_of(self, target: int) -> Disk:
         entry = self.targets[target]
@@ -88,8 +94,11 @@ class World:
         return max([self.targets[t].used for t in self.members[chain] if t in self.targets], default=0)
 
     def allowed(self, chain: int, node: int, dropped: int, limit: int) -> bool:
-        """Whether a chain may get a replica on a node when `dropped` leaves it. limit: of a failure domain."""
-        others = [self.targets[t].node for t in self.members[chain] if t != dropped]
+        """Whether a chain may get a replica on a node when `dropped` leaves it, whichever of its moves are done by then.
+
+        limit: of a failure domain.
+        """
+        others = [self.targets[t].node for t in (*self.members[chain], *self.dropped[chain]) if t != dropped]
         if node in others:
             return False
         domain = self.domain.get(node)
@@ -133,6 +142,7 @@ class World:
             disk = self.place_of(move.add)
             self.free.setdefault(disk[0], {}).setdefault(disk, []).append(move.add)
         if move.drop:
+            self.dropped[chain].remove(move.drop)
             self._count(chain, move.drop, 1)
             self.members[chain].append(move.drop)
         if move.add:
@@ -144,6 +154,7 @@ class World:
             return
         if move.drop in members:
             members.remove(move.drop)
+            self.dropped[move.chain].append(move.drop)
             self._count(move.chain, move.drop, -1)
         if move.add and move.add not in members:
             self._count(move.chain, move.add, 1)

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fs3.errors import Code, FS3Error
@@ -54,6 +55,10 @@ def test_targets_that_cannot_be_had_are_refused() -> None:
     assert "target 1000 has left its chain and is not emptied" in refusal([(1000, 3000)], 2, retired=[1000])
     assert "node 1, which is not alive" in refusal([(1000, 3000)], 2, dead=[1])
     assert "node 3, which is drained" in refusal([(1000, 3000)], 2, drained=[3])
+    holding = routing([4] * 4)
+    targets = {**holding.targets, 1000: replace(holding.targets[1000], used=7)}
+    with pytest.raises(FS3Error, match="target 1000 holds 7 bytes of a former time; empty it first"):
+        check_chains([(1000, 3000)], 2, replace(holding, targets=targets))
     assert "target 3000 of node 3 is offline" in refusal([(1000, 3000)], 2, offline=[3000])
 
 
@@ -92,6 +97,7 @@ def test_replicas_may_be_left_out() -> None:
     assert parse("chains = [[1, 2], [3, 4]]") == ChainFile(2, ((1, 2), (3, 4)))
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.integers(1, 4).flatmap(lambda n: st.lists(st.tuples(*[st.integers(1, 1 << 40)] * n), min_size=1, max_size=5)))
 def test_what_is_rendered_is_read(chains: list[tuple[int, ...]]) -> None:
     found = ChainFile(len(chains[0]), tuple(chains))

@@ -103,6 +103,7 @@ problems = st.builds(
 )
 
 
+@settings(deadline=None, max_examples=60)
 @given(problems, st.booleans())
 def test_every_problem_gets_as_many_chains_as_there_can_be(problem: Problem, racks: bool) -> None:
     nodes = range(len(problem.counts))
@@ -120,7 +121,7 @@ def test_every_problem_gets_as_many_chains_as_there_can_be(problem: Problem, rac
     assert design(problem, 2_000) == found
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(problems, st.integers(1, 3))
 def test_the_first_chains_keep_to_the_numbers(problem: Problem, limit: int) -> None:
     problem = Problem(problem.counts, problem.replicas, problem.domains, limit)
@@ -132,12 +133,14 @@ def test_the_first_chains_keep_to_the_numbers(problem: Problem, limit: int) -> N
     assert bound_of(problem, used, chains).most >= 0
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.integers(0, 1 << 40), st.integers(1, 1000))
 def test_dice_stay_below(seed: int, limit: int) -> None:
     dice = Dice(seed)
     assert all(0 <= dice.below(limit) < limit for _ in range(10))
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.integers(4, 9), st.integers(1, 6), st.integers(1, 500))
 def test_a_search_keeps_its_books(nodes: int, places: int, steps: int) -> None:
     problem = uniform(nodes, places, 3)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fs3.errors import Code, FS3Error
@@ -49,6 +49,7 @@ def test_impossible(counts: list[int], replicas: int, message: str) -> None:
     assert (caught.value.code, caught.value.message) == (Code.BAD_PLACEMENT, message)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=9), st.integers(1, 4))
 def test_as_many_chains_as_possible(counts: list[int], replicas: int) -> None:
     if len(counts) < replicas:
@@ -62,6 +63,7 @@ def test_as_many_chains_as_possible(counts: list[int], replicas: int) -> None:
     assert place(list(reversed(targets(counts))), replicas, {}) == chains
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.integers(3, 10), st.integers(1, 12), st.integers(1, 3))
 def test_equal_nodes_lead_equally(nodes: int, count: int, replicas: int) -> None:
     chains = place(targets([count] * nodes), replicas, {})

@@ -33,6 +33,8 @@ LISTING_LIMIT = 512
 _KERNELS_OWN = frozenset({b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default"})
 """Extended attributes for which the kernel asks by itself, and mostly in vain."""
 
+_SET_ID = 0o6000
+
 _ACCESS = {os.O_RDONLY: Access.READ, os.O_WRONLY: Access.WRITE, os.O_RDWR: Access.READ_WRITE}
 
 
@@ -360,8 +362,9 @@ class FileSystem:
                 await self._drain(state.id)
             mode = state.attr.mode
             await self._client.write(entry.file, offset, data)
-            if state.attr.mode != mode:  # an append took set-id bits, of which the kernel does not know
-                self._forget_attributes(state.id)
+            if mode & _SET_ID:
+                await self._client.flush(entry.file)  # which takes them away, unless root wrote
+                self._set_id_gone(state.id, mode, state.attr.mode)
             if entry.sync:
                 await self._client.fsync(entry.file)
         self._read_ahead.wrote(state, offset, len(data))
@@ -374,9 +377,10 @@ class FileSystem:
             await entry.writes.drain()
         state = entry.file.inode
         if state.dirty:
-            before = state.attr.data_version
+            before, mode = state.attr.data_version, state.attr.mode
             await self._client.flush(entry.file)
             self._own_change(state.id, before, state.attr.data_version)
+            self._set_id_gone(state.id, mode, state.attr.mode)
 
     async def fsync(self, handle: int) -> None:
         entry = self._files.get(handle)
@@ -408,6 +412,11 @@ class FileSystem:
         known = self._inodes.get(inode)
         if known is not None and known.cache_version == before and after == before + 1:
             known.cache_version = after
+
+    def _set_id_gone(self, inode: int, before: int, after: int) -> None:
+        """Writing takes set-id bits from a file, of which the kernel leaves the whole to us."""
+        if before != after:
+            self._forget_attributes(inode)
 
     async def _settle(self, inode: int) -> None:
         buffered = self._buffered.get(inode)

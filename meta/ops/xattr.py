@@ -76,7 +76,8 @@ def _require_read(inode: Inode, caller: Caller, name: bytes) -> None:
 
 
 def _set_acl(inode: Inode, request: SetxattrRequest) -> None:
-    """Give an inode another ACL, or take one away. What an access ACL says of owner, group and others becomes the mode."""
+    """Give an inode another ACL, or take away what it may have. What an access ACL says of owner, group and others becomes
+    the mode."""
     caller, access = request.caller, request.name == posix_acl.ACCESS
     if inode.kind == SYMLINK:
         raise FS3Error(Code.NOT_SUPPORTED, "a symbolic link has no ACL")
@@ -85,7 +86,7 @@ def _set_acl(inode: Inode, request: SetxattrRequest) -> None:
     if not access and inode.kind != DIRECTORY and entries:
         raise FS3Error(Code.PERMISSION_DENIED, "only a directory has a default ACL")
     before = inode.access if access else inode.default
-    if (not entries and not before) or (not before and request.mode == XattrMode.REPLACE):
+    if not before and request.mode == XattrMode.REPLACE:
         raise FS3Error(Code.NO_ATTRIBUTE, f"inode {inode.id} has no {request.name!r}")
     if before and request.mode == XattrMode.CREATE:
         raise FS3Error(Code.EXISTS, f"inode {inode.id} has {request.name!r}")

@@ -306,7 +306,7 @@ def cell(key: str, value: Any) -> Text:
     """A value in a table. Keys that end in _bytes hold sizes; words that name states have their colours."""
     if isinstance(value, bool):
         return Text("yes" if value else "no")
-    if value is None or value == "":
+    if value is None or value == "" or (value == 0 and key in ("chain", "head")):
         return Text("-")
     if isinstance(value, dict):  # a target in a chain
         name = Text(f"{value['target']}@{value['node']}")

@@ -309,29 +309,33 @@ def _replicas(facts: Facts) -> Iterator[Advice]:
 
 def _together(facts: Facts) -> Iterator[Advice]:
     routing = facts.routing
-    on_node: list[int] = []
-    in_rack: list[int] = []
     limits = {
         replicas: limit_in(routing, replicas) for replicas in {len(chain.targets) for chain in routing.chains.values()}
     }
-    for chain in routing.chains.values():
-        nodes = [node for entry in chain.targets if (node := routing.node_of(entry.target)) is not None]
-        if len({node.id for node in nodes}) < len(nodes):
-            on_node.append(chain.id)
-        elif max(Counter([domain_of(node) for node in nodes]).values(), default=0) > limits[len(chain.targets)]:
-            in_rack.append(chain.id)
-    for chains, kind, where, severity in (
-        (on_node, "replicas-on-one-node", "node", ERROR),
-        (in_rack, "replicas-in-one-rack", "rack", WARNING),
-    ):
-        if chains:
+    for kind, where, severity in (("replicas-on-one-node", "node", ERROR), ("replicas-in-one-rack", "rack", WARNING)):
+        found: dict[int, Target] = {}  # chain -> one that could go
+        for chain in routing.chains.values():
+            members = [routing.targets[entry.target] for entry in chain.targets if entry.target in routing.targets]
+            if where == "node":
+                crowded = Counter([target.node for target in members])
+                over = [target for target in members if crowded[target.node] > 1]
+            else:
+                places = {target.id: domain_of(node) for target in members if (node := routing.nodes.get(target.node))}
+                racks = Counter(places.values())
+                over = [target for target in members if racks[places.get(target.id, "")] > limits[len(chain.targets)]]
+                over = over if len({target.node for target in over}) > 1 else []
+            if over:
+                found[chain.id] = over[-1]
+        if found:
+            example = next(iter(found.values()))
             yield Advice(
                 severity,
                 kind,
-                f"{counted(len(chains), 'chain')} ({ranges(chains)}) {'has' if len(chains) == 1 else 'have'} more replicas"
+                f"{counted(len(found), 'chain')} ({ranges(found)}) {'has' if len(found) == 1 else 'have'} more replicas"
                 f" on one {where} than need be",
                 f"the loss of that {where} takes them all",
-                "`fs3 admin rebalance` moves them apart",
+                f"`fs3 admin replace NODE/DISK` of one of them moves it elsewhere, such as"
+                f" `fs3 admin replace {example.node}/{example.disk}`",
             )
 
 

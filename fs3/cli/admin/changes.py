@@ -26,13 +26,14 @@ from ...api.common import Empty
 from ...api.mgmtd import CLUSTER_CONFIG
 from ...errors import ConfigError, FS3Error
 from ...placement import chain_file
-from ...placement.place import place
+from ...placement import moves as planning
 from ...routing import Chain, PublicState, RoutingInfo
 from ..status import human
 from .common import Admin, Cluster, chain_ids, command, known_node, node_ids, rows_table, table_ids, target_ids, yes_option
 from .lists import chain, node, table, target
 from .plans import storage_node
-from .rows import Row, counted, is_free, table_rows, target_rows
+from .progress import pending_moves
+from .rows import Row, counted, table_rows, target_rows
 from .shows import known_chain, known_table
 
 commands: tuple[click.Command, ...] = ()
@@ -231,7 +232,7 @@ def _add_chains(go: Admin, path: Path | None, number: int, replicas: int, yes: b
         routing = cluster.routing
         if number:
             known_table(routing, number)
-        wanted = read_chains(path) if path is not None else automatic(routing, number, replicas)
+        wanted = read_chains(path) if path is not None else await automatic(cluster, number, replicas)
         have = routing.tables[number].replicas if number else wanted.replicas
         source = f"{path}: " if path is not None else ""
         if have != wanted.replicas:
@@ -269,12 +270,13 @@ def _add_chains(go: Admin, path: Path | None, number: int, replicas: int, yes: b
     go.show(result, lambda: f"Table {reply.table} is there, version {reply.version}; `fs3 admin table show {reply.table}`.")
 
 
-def automatic(routing: RoutingInfo, table: int, replicas: int) -> chain_file.ChainFile:
+async def automatic(cluster: Cluster, table: int, replicas: int) -> chain_file.ChainFile:
     """Chains of all free targets, for a table that is there, or of so many replicas. Raises CONFIG."""
+    routing = cluster.routing
     replicas = routing.tables[table].replicas if table else replicas
-    free = [target for target in routing.targets.values() if is_free(routing, target)]
+    pending = await pending_moves(cluster)
     try:
-        return chain_file.ChainFile(replicas, place(free, replicas, routing.nodes))
+        return chain_file.ChainFile(replicas, planning.new_chains(routing, replicas, pending).chains)
     except FS3Error as error:
         raise ConfigError(f"{error.message}; `fs3 admin node list` shows what is free") from None
 

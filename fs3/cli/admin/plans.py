@@ -26,13 +26,17 @@ from ...daemon import EXIT_ERROR, EXIT_OK
 from ...errors import ConfigError
 from ...ids import NodeKind
 from ...placement import moves as planning
+from ...placement import rebalance as rebalancing
 from ...placement.moves import Plan
 from ...routing import RoutingInfo
+from ...settings import StorageSettings
+from ..access import setter
 from ..options import say, size
 from ..status import human
-from .common import Admin, Cluster, command, known_node, lasting, node_ids, ranges, rows_table, yes_option
+from .common import Admin, Cluster, command, known_node, lasting, node_ids, ranges, rows_table, table_ids, yes_option
 from .progress import Watcher, move_row, operation_row, pending_moves
 from .rows import Row, counted
+from .shows import known_table
 
 ROWS_MAX = 40
 """Of a plan on a terminal; --all and --json show every move."""
@@ -122,6 +126,25 @@ def replace(go: Admin, options: _Options, disk: str) -> None:
 
     def plan(routing: RoutingInfo, pending: Sequence[Move]) -> Plan:
         return planning.replace(routing, storage_node(routing, number), int(place), pending)
+
+    propose(go, options, plan)
+
+
+@plan_command(_top, "rebalance")
+def rebalance(go: Admin, options: _Options) -> None:
+    """Spread chains, and who leads them, evenly over all nodes and disks, such as after some were added."""
+    propose(go, options, rebalancing.rebalance)
+
+
+@plan_command(_top, "set-replicas")
+@click.argument("table", type=int, metavar="TABLE", shell_complete=table_ids)
+@click.argument("replicas", type=int, metavar="N")
+def set_replicas(go: Admin, options: _Options, table: int, replicas: int) -> None:
+    """Give each chain of a table more or fewer replicas; with the number that it has, mends chains that differ."""
+
+    def plan(routing: RoutingInfo, pending: Sequence[Move]) -> Plan:
+        known_table(routing, table)
+        return planning.set_replicas(routing, table, replicas, pending)
 
     propose(go, options, plan)
 
@@ -221,18 +244,17 @@ async def resync_rate(cluster: Cluster, options: _Options) -> int:
         return options.resync_rate
     settings = (await cluster.call(GET_CONFIG, GetConfigRequest("storage"))).settings
     known = {setting.key: setting.value for setting in settings}
-    return parse_size(known[_RATE_KEY]) if _RATE_KEY in known else _RATE_DEFAULT
+    return parse_size(known[_RATE_KEY]) if _RATE_KEY in known else StorageSettings().resync_rate_bytes
 
 
 _RATE_KEY = "resync_rate_bytes"
-_RATE_DEFAULT = 128 << 20
 
 
 async def tune(cluster: Cluster, options: _Options) -> None:
     """Set how fast recoveries may go, where asked for."""
     if options.resync_rate is not None:
         setting = Setting(_RATE_KEY, str(options.resync_rate))
-        await cluster.call(SET_CONFIG, SetConfigRequest("storage", (setting,), comment="fs3 admin"))
+        await cluster.call(SET_CONFIG, SetConfigRequest("storage", (setting,), by=setter(), comment="fs3 admin"))
 
 
 def estimate_s(plan: Plan, at_once: int, rate: int) -> float | None:

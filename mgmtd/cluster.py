@@ -25,6 +25,7 @@ from fs3.api.mgmtd import (
 from fs3.errors import Code, FS3Error
 from fs3.ids import NodeKind
 from fs3.layout import CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, valid_chunk_size
+from fs3.placement.place import place
 from fs3.routing import LocalState, Node, RoutingInfo, Table, Target
 from fs3.settings import name_of
 
@@ -32,7 +33,6 @@ from .chains import new_chain
 from .draft import Draft
 from .moves import Mover
 from .operations import MoveRecord, Plan
-from .placement import place
 from .state import FIRST_CLIENT, Change, ClientRecord, Head, Saved, State
 
 CLIENT_IDS_SKIPPED = 1_000
@@ -211,7 +211,7 @@ class Cluster:
                 message = f"target {each.id} holds {each.used} bytes of a former cluster: empty it first"
                 raise FS3Error(Code.BAD_PLACEMENT, f"{message} (`fs3 admin target empty`)")
         draft = Draft(self.state)
-        for number, members in enumerate(place(usable, request.replicas), start=1):
+        for number, members in enumerate(place(usable, request.replicas, self.state.nodes), start=1):
             draft.chains[number] = new_chain(number, members)
             for target in members:
                 draft.put(replace(self.state.targets[target], chain=number), stored=True)

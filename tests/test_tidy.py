@@ -37,7 +37,6 @@ PURE = {
         "lease.py",
         "moves.py",
         "operations.py",
-        "placement.py",
         "state.py",
         "submit.py",
         "tables.py",

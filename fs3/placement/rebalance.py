@@ -151,7 +151,7 @@ class _Rebalance:
         world = self.world
         short = self.too_many.total()
         if short:
-            yield f"{short} more targets would have to move, and find no place (a free target away from their chains' others)"
+            yield f"{short} more targets would have to move, and find no place away from their chains' others"
         left = len(world.members) - len(self.movable)
         if left:
             yield f"{left} chains stay as they are, since not all of their targets serve or an operation changes them"

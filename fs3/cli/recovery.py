@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+import trio
+
 from ..api.admin import (
     CONFIG_USE,
     GET_CONFIG,
@@ -17,8 +19,11 @@ from ..api.admin import (
 from ..api.common import STATUS, Empty
 from ..client.mgmtd import MgmtdClient
 from ..config import format_size
+from ..env import Env
 from ..errors import Code, FS3Error
 from ..ids import NodeKind
+from ..routing import Node
+from ..rpc.client import RpcClient
 from ..settings import KINDS, StorageSettings, merged
 from .access import setter, visiting
 
@@ -28,7 +33,7 @@ _PREFIX = "storage.resync."
 
 async def visit(addresses: Sequence[str], rates: Mapping[str, str]) -> list[str]:
     """Set rates in the configuration of all storage daemons (none: leave it as it is); a line on what is set there, and for
-    each daemon that keeps to its own, and each recovery. Raises FS3Error where a daemon does not answer, CONFIG.
+    each daemon that keeps to its own, that is silent, and each recovery. Raises FS3Error where no mgmtd answers, CONFIG.
     """
     async with visiting() as (env, rpc):
         mgmtd = MgmtdClient(env, rpc, addresses)
@@ -44,10 +49,26 @@ async def visit(addresses: Sequence[str], rates: Mapping[str, str]) -> list[str]
         lines = [limits(central)]
         uses = (await mgmtd.call(CONFIG_USE, Empty())).uses
         lines.extend([f"node {use.node}: {use.problem}" for use in uses if use.kind == "storage" and use.problem])
-        for node in routing.nodes_of(NodeKind.STORAGE):
+        found = await recoveries(env, rpc, routing.nodes_of(NodeKind.STORAGE))
+    return [*lines, *[line for _, some in sorted(found.items()) for line in some]]
+
+
+async def recoveries(env: Env, rpc: RpcClient, nodes: Sequence[Node]) -> dict[int, list[str]]:
+    """Ask storage daemons, all at once: lines by node id; one that does not answer is said to be silent."""
+    lines: dict[int, list[str]] = {}
+
+    async def ask(node: Node) -> None:
+        try:
             status = await rpc.call(node.address, STATUS, Empty(), deadline=env.monotonic() + _TIMEOUT_S)
-            found = progress(json.loads(status.metrics))
-            lines.extend([f"node {node.id}:", *found] if found else [f"node {node.id}: nothing to recover"])
+        except FS3Error as error:
+            lines[node.id] = [f"node {node.id}: silent ({error})"]
+            return
+        found = progress(json.loads(status.metrics))
+        lines[node.id] = [f"node {node.id}:", *found] if found else [f"node {node.id}: nothing to recover"]
+
+    async with trio.open_nursery() as nursery:
+        for node in nodes:
+            nursery.start_soon(ask, node)
     return lines
 
 

@@ -88,6 +88,7 @@ async def _serve(config: MetaConfig, env: Env, started: Callable[[str], None], s
             server = RpcServer(env)
             service.bind(server)
             tell_status(server, env, "meta", config.node_id)
+            env.metrics.gauge("meta.store_embedded", not config.store)
             await nursery.start(server.serve, listener)
             request = RegisterRequest(config.node_id, NodeKind.META, address, host, incarnation)
 

@@ -6,6 +6,8 @@ import logging
 import sys
 import time
 
+logger = logging.getLogger("fs3.log")
+
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -34,10 +36,10 @@ def setup(name: str, level: str) -> None:
     root.handlers[:] = [other for other in root.handlers if not isinstance(other.formatter, OneLine)] + [handler]
     set_level(level)
     logging.captureWarnings(True)
-    logging.getLogger(f"fs3.{name}").debug("log level %s", level)
 
 
 def set_level(level: str) -> None:
     """Log from now on what is of this level or above; it is one of LEVELS."""
     assert level in LEVELS, level
     logging.getLogger().setLevel(level.upper())
+    logger.debug("log level %s", level)

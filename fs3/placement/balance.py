@@ -13,7 +13,7 @@ class Balance:
 
     node_chains, disk_chains: targets in chains. leads: chains led by a node. share: the largest part of what a failed node
     held that one peer has to give again, of all nodes; share_ideal: 1 / (nodes - 1). disk_share: the same of a failed disk,
-    disk_share_ideal likewise. takeover: the largest part of a failed node's leads that falls to one peer.
+    disk_share_ideal likewise. takeover: the most chains of a failed node that one peer leads then.
     """
 
     chains: int
@@ -25,8 +25,10 @@ class Balance:
     share_ideal: float
     disk_share: float
     disk_share_ideal: float
-    takeover: float
-    takeover_ideal: float
+    takeover: int
+    takeover_ideal: int
+    work: int
+    """What the fullest node's failure makes others do: its chains, each counted once for every other member."""
 
 
 def measure(chains: Sequence[Sequence[int]], place: Mapping[int, tuple[int, int]]) -> Balance:
@@ -60,8 +62,9 @@ def measure(chains: Sequence[Sequence[int]], place: Mapping[int, tuple[int, int]
         ideal,
         _largest_share(disk_peers.values()),
         _best_share(disk_peers.values(), nodes - 1),
-        _largest_share(followers.values()),
-        _best_share(followers.values(), nodes - 1),
+        max([max(row.values()) for row in followers.values()], default=0),
+        max([-(-row.total() // (nodes - 1)) for row in followers.values()], default=0),
+        max([row.total() for row in peers.values()], default=0),
     )
 
 

@@ -133,10 +133,15 @@ async def cluster(mgmtd: Sequence[str], timeout_s: float = MGMTD_TIMEOUT_S) -> A
 
 @dataclass(frozen=True, slots=True)
 class Admin:
-    """How one command was called. mgmtd: addresses."""
+    """How one command was called. where: finds the addresses of mgmtd, or raises CONFIG; asked when a cluster is visited."""
 
-    mgmtd: tuple[str, ...]
+    where: Callable[[], tuple[str, ...]]
     as_json: bool
+
+    @property
+    def mgmtd(self) -> tuple[str, ...]:
+        """Addresses. Raises CONFIG."""
+        return self.where()
 
     @property
     def console(self) -> Console:
@@ -217,7 +222,7 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., None]], cl
     def decorate(function: Callable[..., None]) -> click.Command:
         @functools.wraps(function)
         def run(*args: Any, data: Path | None, mgmtd: str | None, as_json: bool, **values: Any) -> None:
-            function(Admin(_where(click.get_current_context()), as_json), *args, **values)
+            function(Admin(functools.partial(_where, click.get_current_context()), as_json), *args, **values)
 
         wrapped = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(location(run))
         return group.command(name)(wrapped)
@@ -233,7 +238,7 @@ def completing(ids: Callable[[RoutingInfo], Iterable[int]]) -> Callable[..., lis
 
     def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
         try:
-            routing = Admin(_where(ctx), True).visit(gather)
+            routing = Admin(functools.partial(_where, ctx), True).visit(gather)
         except FS3Error:
             return []
         return [str(number) for number in sorted(ids(routing)) if str(number).startswith(incomplete)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from . import changes, config, contents, doctor, fsck, lists, operations, paths, placement, plans, sessions, shows
+from . import changes, config, contents, doctor, fsck, giveup, lists, operations, paths, placement, plans, sessions, shows
 from .common import location
 
 
@@ -22,7 +22,7 @@ def admin(data: Path | None, mgmtd: str | None) -> None:
     """
 
 
-_MODULES = (lists, shows, plans, operations, changes, doctor, paths, contents, sessions, fsck, config, placement)
+_MODULES = (lists, shows, plans, operations, changes, giveup, doctor, paths, contents, sessions, fsck, config, placement)
 
 for _module in _MODULES:
     for _command in _module.commands:

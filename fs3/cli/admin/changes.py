@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,20 +26,17 @@ from ...api.mgmtd import CLUSTER_CONFIG
 from ...errors import ConfigError, FS3Error
 from ...placement import chain_file
 from ...placement import moves as planning
-from ...routing import Chain, PublicState, RoutingInfo
+from ...routing import RoutingInfo
 from ..status import human
-from .common import Admin, Cluster, chain_ids, command, known_node, node_ids, rows_table, table_ids, target_ids, yes_option
-from .lists import chain, node, table, target
+from .common import Admin, Cluster, command, known_node, node_ids, rows_table, table_ids, target_ids, yes_option
+from .lists import node, table, target
 from .plans import storage_node
 from .progress import pending_moves
 from .rows import Row, counted, table_rows, target_rows
-from .shows import known_chain, known_table
+from .shows import known_table
 
 commands: tuple[click.Command, ...] = ()
 """They join the groups of lists.py."""
-
-ACCEPTANCE = "lose what chain {chain} wrote last"
-"""What an operator types to give up a chain's newest content."""
 
 
 @command(node, "forget")
@@ -130,66 +126,6 @@ def target_forget(go: Admin, target: int, yes: bool) -> None:
         go, yes, found, f"Forget target {target} of node {found['node']}.", TARGET_ACTION,
         TargetActionRequest(target, TargetAction.FORGET),
     )  # fmt: skip
-
-
-@command(chain, "give-up")
-@click.argument("chain", type=int, metavar="CHAIN", shell_complete=chain_ids)
-@click.option("--target", type=int, metavar="TARGET", help="Which one is to serve instead; without it, they are compared.")
-@click.option("--accept", metavar="WORDS", help="The words of acceptance, where nobody is at a terminal.")
-def chain_give_up(go: Admin, chain: int, target: int | None, accept: str | None) -> None:
-    """Let another target serve a chain whose last serving one never comes back: what only that one had is LOST.
-
-    Only for a chain that no target serves. Shows what each target that is alive holds. First try to bring back the node and
-    disk of the target in state lastsrv.
-    """
-
-    async def look(cluster: Cluster) -> Row:
-        known_chain(cluster.routing, chain)
-        return give_up_facts(cluster.routing, cluster.routing.chains[chain])
-
-    found = go.visit(look)
-    words = ACCEPTANCE.format(chain=chain)
-    if not go.as_json:
-        go.console.print(rows_table(found["targets"], "target node disk state node_state local used_bytes"))
-        click.echo(f"Serving last: {_some(found['lastsrv'])}. What it took after the others were gone, they do not have.")
-    living = [row["target"] for row in found["targets"] if row["alive"]]
-    if target is None:
-        go.show(found, lambda: _choices(chain, living, words))
-        return
-    if target not in living:
-        raise ConfigError(f"target {target} is not one of chain {chain} that is alive: {_some(living)}")
-    if accept is None and not go.as_json and sys.stdin.isatty():
-        accept = click.prompt(f"This cannot be undone. Type '{words}' to go on", default="", show_default=False)
-    if accept != words:
-        raise ConfigError(f"nothing was changed; to go on, give --accept '{words}'")
-
-    async def run(cluster: Cluster) -> None:
-        request = TargetActionRequest(target, TargetAction.GIVE_UP, found["version"])
-        await cluster.call(TARGET_ACTION, request)
-
-    go.visit(run)
-    go.show(
-        {**found, "given_to": target},
-        lambda: f"Target {target} serves chain {chain} now; `fs3 admin fsck` finds what is lost.",
-    )
-
-
-def give_up_facts(routing: RoutingInfo, chain: Chain) -> Row:
-    """What is known of a chain that no target serves. Raises CONFIG where one does."""
-    if chain.serving():
-        raise ConfigError(f"chain {chain.id} is served by target {_some(chain.serving())}: there is nothing to give up")
-    rows = {row["target"]: row for row in target_rows(routing)}
-    targets = [rows[entry.target] for entry in chain.targets if entry.target in rows]
-    for row in targets:
-        row["alive"] = row["node_state"] == "alive" and row["local"] != "offline"
-    lastsrv = [entry.target for entry in chain.targets if entry.state is PublicState.LASTSRV]
-    return {"chain": chain.id, "version": chain.version, "lastsrv": lastsrv, "targets": targets}
-
-
-def _choices(chain: int, living: list[int], words: str) -> str:
-    if not living:
-        return "None of its targets is alive: bring back a node or disk of one first."
-    return "\n".join([f"fs3 admin chain give-up {chain} --target {target} --accept '{words}'" for target in living])
 
 
 _file = click.option(

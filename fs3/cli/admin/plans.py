@@ -297,7 +297,7 @@ def plan_view(found: Row, show_all: bool) -> list[RenderableType]:
         words = f"{human(plan['copied_bytes'])} to copy"
         if spread:
             words += f", {human(min(spread))} to {human(max(spread))} to each of {counted(len(spread), 'node')}"
-        if plan["estimate_s"] is not None:
+        if plan["estimate_s"]:
             words += f"; at least {lasting(plan['estimate_s'])}"
         parts.append(words + ".")
     return [*parts, *plan["notes"]]

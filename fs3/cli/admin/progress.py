@@ -38,6 +38,8 @@ _RATE_WINDOW_S = 30.0
 _PATIENCE_S = 120.0
 """How long a watcher goes on asking while no mgmtd answers."""
 _PAGE = 1000
+_BAR_WIDTH = 16
+"""So that all that is known beside it fits into 80 columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,16 +223,15 @@ class Watcher:
             return await self._watch(lambda operation, now: None)
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=_BAR_WIDTH),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[words]}"),
         )
-        with Progress(*columns, console=self._console, expand=True) as bar:
-            task = bar.add_task(f"operation {self._number}", total=1.0, words="")
+        with Progress(*columns, console=self._console) as bar:
+            task = bar.add_task(f"{self._number}:", total=1.0, words="")
 
             def shown(operation: Operation, now: Standing) -> None:
-                title = f"{operation.id}: {operation.title}"
-                bar.update(task, completed=now.part, description=title, words=self._words(operation, now))
+                bar.update(task, completed=now.part, words=self._words(operation, now))
 
             return await self._watch(shown)
 
@@ -278,7 +279,8 @@ class Watcher:
         if now.failed:
             parts.append(f"{now.failed} failed")
         if now.total_bytes:
-            parts.append(f"{human(now.done_bytes)} of {human(now.total_bytes)}")
+            done, total = human(now.done_bytes).split(), human(now.total_bytes).split()
+            parts.append(f"{' '.join(done[:1] if done[1] == total[1] else done)} of {' '.join(total)}")
         if operation.state is OperationState.PAUSED:
             parts.append("paused")
         elif operation.state is OperationState.RUNNING:

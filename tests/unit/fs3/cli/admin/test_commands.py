@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+import trio
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner
 
 from fs3.api import admin
 from fs3.api.admin import Move, MoveState, MoveStatus, Operation, OperationState
 from fs3.api.common import Empty
+from fs3.cli.main import cli
 from fs3.errors import Code, FS3Error
 
-from .support import GIB, LASTSRV, OFFLINE, SYNCING, Operator, node, routing
+from .support import GIB, LASTSRV, SYNCING, Operator, node, routing
 
 
 def operation(state: OperationState = OperationState.DONE, moves: int = 2) -> Operation:
@@ -81,9 +85,6 @@ def test_operations_are_listed_and_controlled(operator: Operator) -> None:
     assert operator.cluster.asked[-1] == admin.ControlRequest(7, admin.Control.CANCEL)
     operator.types("operation limit 7 --at-once 9")
     assert operator.cluster.asked[-1] == admin.ControlRequest(7, 0, 9)
-
-
-LOST = routing([((10101, LASTSRV), (10201, OFFLINE)), (10202, 10301)], nodes=[node(101, alive=False)])
 
 
 def test_giving_up_shows_what_is_left_and_wants_the_words(operator: Operator) -> None:
@@ -171,6 +172,59 @@ def test_free_targets_become_chains(operator: Operator) -> None:
     found = json.loads(operator.types("table grow 1 --auto --yes --json").output)
     assert (found["table"], found["version"], len(found["chains"])) == (1, 2, 3)
     assert sorted(target for chain in found["chains"] for target in chain) == [10103, 10104, 10203, 10204, 10303, 10304]
+
+
+def test_a_list_is_shown_again_until_ctrl_c(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([None, None])
+
+    async def sleep(seconds: float) -> None:
+        if next(times, KeyboardInterrupt) is not None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trio, "sleep", sleep)
+    done = operator.on(routing()).types("chain list --watch 5 --json")
+    assert done.exit_code == 0, done.output
+    shown = [json.loads(line) for line in done.output.splitlines()]
+    assert len(shown) == 3 and [row["chain"] for row in shown[0]] == [1, 2, 3]
+
+
+LISTS = ("node", "disk", "target", "chain", "table", "client", "operation")
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_have_no_colours_in_pipes_and_stable_keys(operator: Operator, name: str) -> None:
+    text = (
+        operator.on(routing(), {admin.LIST_OPERATIONS: admin.ListOperationsReply((operation(),))})
+        .types(f"{name} list")
+        .output
+    )
+    assert "\x1b" not in text and name in text.splitlines()[0]
+    rows = json.loads(operator.types(f"{name} list --json").output)
+    assert rows and name in rows[0]
+
+
+def test_one_of_them_in_detail(operator: Operator) -> None:
+    operator.on(routing())
+    assert "10103" in operator.types("node show 101").output
+    assert json.loads(operator.types("chain show 2 --json").output)["target_list"][0]["target"] == 10202
+    assert "serving" in operator.types("target show 10101").output
+    assert json.loads(operator.types("table show 1 --json").output)["chain_list"][2]["chain"] == 3
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str) -> None:
+    done = CliRunner().invoke(cli, ["completion", shell])
+    assert done.exit_code == 0 and "_FS3_COMPLETE" in done.output
+
+
+def test_ids_are_completed(operator: Operator) -> None:
+    operator.on(routing()).types("doctor")
+    completion = ShellComplete(cli, {}, "fs3", "_FS3_COMPLETE")
+    given = ["admin", "--mgmtd", "tcp://m:1"]
+    assert [item.value for item in completion.get_completions([*given, "drain"], "10")] == ["101", "102", "103"]
+    assert [item.value for item in completion.get_completions([*given, "chain", "show"], "")] == ["1", "2", "3"]
+    assert "drain" in [item.value for item in completion.get_completions(["admin"], "dr")]
+    assert completion.get_completions(["admin", "--mgmtd", "nonsense", "drain"], "1") == []
 
 
 def test_words_of_mgmtd_are_passed_on(operator: Operator) -> None:

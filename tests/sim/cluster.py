@@ -32,6 +32,7 @@ from tests.sim.failure import Failure, SimulationError, SimulationFailed
 from tests.sim.guard import guarded
 from tests.sim.limits import small_limits
 from tests.sim.net import Network, SimTransport
+from tests.sim.office import Office, watched
 from tests.sim.plan import Plan, draw
 from tests.sim.rare import POINTS, Rare
 from tests.sim.stop import Stopper
@@ -66,6 +67,8 @@ class Shape:
     """Between two operations of a worker, on average; 0: the seed chooses."""
     scrub_ms: int = 0
     """How long the scrubber takes to verify all chunks of a target; 0: it does not run."""
+    watch_office: bool = False
+    """Whether it counts how long there is no primary mgmtd. Not where commits are refused by chance: those depose it."""
     canary: str = ""
     rare: bool = True
     """Whether rare branches are taken; those that the seed chooses, and those of `always`."""
@@ -199,7 +202,11 @@ class World:
         self.rare = Rare(seed, plan.rare)
         self.happened: dict[int, str] = {}
         """What each fault of the plan did, in words."""
+        self.office = Office(self)
         self.depose_within_s = 0.0  # how long the next commit of the primary mgmtd waits for another one to take over
+        self.stop_in_commit_s = 0.0  # for how long the primary mgmtd is stopped in its next commit
+        self.kv_cut: dict[str, bool] = {}  # processes that do not reach the store; whether they are not even told
+        self.kv_held: set[str] = set()  # lives of processes whose requests to the store are held up
         self.nursery = nursery
         self.trace = trace
         self.over = False
@@ -275,6 +282,7 @@ class World:
 
     def saw(self, info: RoutingInfo) -> None:
         """Somebody learned this routing: a version of a chain stands for one state only, so for one head."""
+        self.office.saw(info)
         for chain in info.chains.values():
             known = self._chains.setdefault((info.cluster, chain.id, chain.version), chain.targets)
             if known != chain.targets:
@@ -400,7 +408,9 @@ def simulate(seed: int, shape: Shape, main: Callable[[World], Awaitable[None]], 
             root.setLevel(logging.INFO)
             root.propagate = False
             try:
-                with _watched(world), witnessed(world.witness):
+                if shape.watch_office:
+                    nursery.start_soon(world.office.watch)
+                with _watched(world), watched(world.office, process_name.get), witnessed(world.witness):
                     await main(world)
                 world.witness.rules.check_answers()
                 world.trace.note("done")

@@ -9,6 +9,7 @@ import trio
 
 from tests.sim.cluster import Process, World
 from tests.sim.media import Media
+from tests.sim.office import OfficeFaults
 from tests.sim.plan import Fault
 
 DRIFT_MAX = 0.1
@@ -27,7 +28,7 @@ class Faults:
         self.stopped = False
         self._undo: dict[int, Callable[[], None]] = {}
         self._count = 0
-        self._media = Media(self)
+        self._others = Media(self).kinds | OfficeFaults(self).kinds
         self._number = 0  # of the fault that is being carried out
         self._kinds: dict[str, Callable[[Fault, Random], object]] = {
             "crash": lambda fault, _: self.kill(fault, self.pick(fault, "storage")),
@@ -64,7 +65,7 @@ class Faults:
                 return
             world.faults[fault.kind] = world.faults.get(fault.kind, 0) + 1
             self._number = number
-            carry_out = self._kinds.get(fault.kind) or self._media.kinds[fault.kind]
+            carry_out = self._kinds.get(fault.kind) or self._others[fault.kind]
             carry_out(fault, Random(fault.subject))
 
     def heal(self) -> None:
@@ -142,7 +143,7 @@ class Faults:
         pairs = [(a, b) for a in left for b in right] if there else []
         pairs += [(b, a) for a in left for b in right] if back else []
         how = "apart from" if there and back else "not heard by" if there else "deaf to"
-        self._block(f"{' '.join(left)} {how} {' '.join(right)}", pairs, fault.duration_s)
+        self.block(f"{' '.join(left)} {how} {' '.join(right)}", pairs, fault.duration_s)
 
     def isolate(self, fault: Fault, chance: Random) -> None:
         """A storage daemon and mgmtd do not hear each other, while clients hear both."""
@@ -150,7 +151,7 @@ class Faults:
         pairs = []
         for other in self.world.of_kind("mgmtd"):
             pairs += [(process.name, other.name), (other.name, process.name)]
-        self._block(f"{process.name} is isolated from mgmtd", pairs, fault.duration_s)
+        self.block(f"{process.name} is isolated from mgmtd", pairs, fault.duration_s)
 
     def split(self, fault: Fault, chance: Random) -> list[Process]:
         """A storage daemon or two, with a few clients, are cut off from all the rest for longer than a lease."""
@@ -160,10 +161,10 @@ class Faults:
         left = [process.name for process in away]
         right = [host for host in self._hosts() if host not in left]
         pairs = [pair for a in left for b in right for pair in ((a, b), (b, a))]
-        self._block(f"{' '.join(left)} split off", pairs, fault.duration_s)
+        self.block(f"{' '.join(left)} split off", pairs, fault.duration_s)
         return away
 
-    def _block(self, what: str, pairs: list[tuple[str, str]], seconds: float) -> None:
+    def block(self, what: str, pairs: list[tuple[str, str]], seconds: float) -> None:
         network = self.world.network
         for source, destination in pairs:
             network.block(source, destination)
@@ -192,7 +193,7 @@ class Faults:
         name = chance.choice(self._hosts())
         others = [host for host in self._hosts() if host != name]
         pairs = [(name, host) for host in others] + [(host, name) for host in others]
-        self._block(f"{name} hangs", pairs, fault.duration_s)
+        self.block(f"{name} hangs", pairs, fault.duration_s)
 
     def late(self, fault: Fault, chance: Random) -> None:
         """What a meta daemon sends to the storage daemons arrives long after it gave up waiting, and another took over."""
@@ -200,7 +201,7 @@ class Faults:
         weather = self.world.network.weather
         weather.patience_min_s = weather.patience_max_s = 60.0
         pairs = [(process.name, other.name) for other in self.world.of_kind("storage")]
-        self._block(f"{process.name} is cut off from storage", pairs, fault.duration_s)
+        self.block(f"{process.name} is cut off from storage", pairs, fault.duration_s)
 
     # The store
 
@@ -230,16 +231,16 @@ class Faults:
         """A host's monotonic clock runs too fast or too slow, as far as leases have to stand."""
         process = self.world.processes[chance.choice(self._hosts())]
         rate = 1 + round(chance.choice((-1, 1)) * DRIFT_MAX * fault.strength, 4)
-        self._run_clock(process, rate, fault.duration_s)
+        self.run_clock(process, rate, fault.duration_s)
 
     def clock_broken(self, fault: Fault, chance: Random) -> None:
         """A storage daemon that is cut off sees time nearly stand still: it believes in its lease long after it has run out.
         The product cannot hold that; a checker must see it."""
         for process in self.split(fault, chance):
             if process in self.world.of_kind("storage"):
-                self._run_clock(process, 0.01, fault.duration_s)
+                self.run_clock(process, 0.01, fault.duration_s)
 
-    def _run_clock(self, process: Process, rate: float, seconds: float) -> None:
+    def run_clock(self, process: Process, rate: float, seconds: float) -> None:
         clock = process.clock
         clock.run_at(rate)
         what = f"the clock of {process.name} runs at {rate:.4f}"

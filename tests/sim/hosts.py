@@ -18,6 +18,18 @@ from tests.sim.load import Load
 from tests.sim.workloads import ChunkLoad
 
 CRASHES = ("crash", "crash", "crash_many")
+PRIMARY = (
+    "depose",
+    "stop_primary",
+    "kv_cut",
+    "kv_cut",
+    "restart_primary",
+    "crash_mgmtd",
+    "halve",
+    "mgmtd_drift",
+    "kv_slow",
+    "crash",
+)
 NETWORK = ("partition", "isolate", "cut", "slow", "hang")
 
 SHAPES = (
@@ -28,6 +40,7 @@ SHAPES = (
         "nine", load_s=5, mgmtds=3, storages=9, clients=4, chunks=12, faults=(*CRASHES, *NETWORK, "stop"), fault_every_s=0.4
     ),
     Shape("power", faults=("power", "power", "crash_other"), fault_every_s=2.0, scrub_ms=2000),
+    Shape("primary", mgmtds=3, load_s=6, faults=(*PRIMARY, "crash"), fault_every_s=0.3, watch_office=True),
     Shape("random", workload="random", load_s=6),
     Shape("rot", chunks=20, faults=("rot", "rot", "rot", "crash_other"), fault_every_s=0.4, scrub_ms=2000),
     Shape("slip", faults=("slip", "slip", "crash_other"), scrub_ms=2000),

@@ -41,7 +41,7 @@ SHAPES = {
         Shape(
             "office",
             mgmtds=3,
-            faults=("kv_slow", "depose", "depose", "crash_mgmtd", "crash_mgmtd", "partition", "crash", "hang"),
+            faults=("kv_slow", "depose", "depose", "stop_primary", "kv_cut", "crash_mgmtd", "partition", "crash", "hang"),
             kv_faults=0.05,
             fault_every_s=0.5,
         ),

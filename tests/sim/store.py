@@ -10,9 +10,8 @@ import trio
 from fs3.errors import Code, FS3Error
 from fs3.kv.base import KVEngine, Txn
 from fs3.kv.memory import MemoryEngine
-from fs3.wire.codec import decode
-from mgmtd.lease import Owner
-from mgmtd.store import HEAD, OWNER
+from mgmtd.store import HEAD
+from tests.sim.office import cut_off, in_flight, stopped_in_commit, wait_until_deposed
 
 if TYPE_CHECKING:
     from tests.sim.cluster import World
@@ -40,6 +39,7 @@ class KVPort(KVEngine):
         self.engine = world.kv
         self.world = world
         self.name = name
+        self.life = f"{name}.{world.processes[name].lives}"
         self.chance = chance
         self.unplugged = False
         self.held: trio.Event | None = None  # set while all of this process's requests are held up
@@ -54,6 +54,8 @@ class KVPort(KVEngine):
             raise FS3Error(Code.KV_UNAVAILABLE, "unplugged")
         if self.held is not None:
             await self.held.wait()
+        if self.name in self.world.kv_cut:
+            await cut_off(self.world.kv_cut[self.name])
         slow_s = self.world.kv_slow_s.get(self.name, 0.0)
         if slow_s:
             await trio.sleep(self.chance.random() * slow_s)
@@ -66,26 +68,13 @@ class KVPort(KVEngine):
         """Whether a commit meets an error."""
         return self.world.stormy and self.chance.random() < self.world.shape.kv_faults
 
-    async def wait_deposed(self, epoch: int) -> None:
-        """Hold up all that this process asks of the store, until another mgmtd has taken over from it."""
-        world = self.world
-        within_s, world.depose_within_s = world.depose_within_s, 0.0
-        self.held = trio.Event()
-        world.trace.note(f"fault: {self.name} is held up in a commit at epoch {epoch}")
-        try:
-            for _ in range(int(within_s / 0.05)):
-                await trio.sleep(0.05)
-                if await self._epoch() != epoch:
-                    world.faults["deposed"] = world.faults.get("deposed", 0) + 1
-                    break
-        finally:
-            self.held.set()
-            self.held = None
-            world.trace.note(f"fault over: {self.name} was held up in a commit")
-
-    async def _epoch(self) -> int:
-        raw = await self.engine.transaction().get(OWNER)
-        return decode(Owner, raw).epoch if raw is not None else 0
+    def committed(self, epoch: int) -> None:
+        """A transaction has been committed that began at this epoch."""
+        if self.name.startswith("mgmtd"):
+            try:
+                self.world.office.committed(self.life, epoch)
+            except Exception as error:
+                self.world.fail(error)
 
     async def sync(self) -> None:
         version = self.engine._version
@@ -100,7 +89,7 @@ class _PortTxn(Txn):
     def __init__(self, port: KVPort, inner: Txn) -> None:
         self._port = port
         self._inner = inner
-        self._epoch = 0  # of the mgmtd lease that it has checked
+        self._epoch = port.world.office.epoch  # of the mgmtd lease, as it is stored now
         self._changes = False  # of mgmtd's state
         self.set = inner.set  # type: ignore[method-assign]
         self.clear = inner.clear  # type: ignore[method-assign]
@@ -112,12 +101,9 @@ class _PortTxn(Txn):
 
     async def get(self, key: bytes, *, snapshot: bool = False) -> bytes | None:
         await self._port.step()
-        value = await self._inner.get(key, snapshot=snapshot)
-        if key == OWNER and value is not None:
-            self._epoch = decode(Owner, value).epoch
-        elif key == HEAD:
+        if key == HEAD:
             self._changes = True
-        return value
+        return await self._inner.get(key, snapshot=snapshot)
 
     async def get_range(
         self, begin: bytes, end: bytes, *, limit: int = 0, reverse: bool = False, snapshot: bool = False
@@ -135,8 +121,8 @@ class _PortTxn(Txn):
 
     async def commit(self) -> None:
         port = self._port
-        if port.world.depose_within_s and self._changes and self._epoch:
-            await port.wait_deposed(self._epoch)
+        if self._changes and await self._goes_wrong():
+            return
         await port.step()
         if port.fails():
             kind = port.chance.randrange(3)
@@ -144,7 +130,24 @@ class _PortTxn(Txn):
                 raise FS3Error(Code.CONFLICT, "injected")
             if kind == 1:
                 raise FS3Error(Code.COMMIT_UNKNOWN, "injected, not applied")
-            await self._inner.commit()
+            await self.apply()
             raise FS3Error(Code.COMMIT_UNKNOWN, "injected, applied")
-        await self._inner.commit()
+        await self.apply()
         await port.step()  # a crash here: it is done, and nobody was told
+
+    async def apply(self) -> None:
+        await self._inner.commit()
+        self._port.committed(self._epoch)
+
+    async def _goes_wrong(self) -> bool:
+        """Whether a fault of the plan has met this change of mgmtd's state, which is through then."""
+        port, world = self._port, self._port.world
+        within_s, world.depose_within_s = world.depose_within_s, 0.0
+        if within_s:
+            await in_flight(world, self.apply, lambda: wait_until_deposed(port, within_s))
+            return True
+        stop_s, world.stop_in_commit_s = world.stop_in_commit_s, 0.0
+        if stop_s:
+            await stopped_in_commit(port, self.apply, stop_s)
+            return True
+        return False

@@ -12,7 +12,8 @@ import math
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import trio
 
@@ -212,6 +213,12 @@ class FileSystem:
         mtime_ns: int | None = None,
         handle: int | None = None,
     ) -> Attr:
+        known = self._inodes.get(inode)
+        if known is not None and known.gone is not None:
+            asked = {"mode": mode, "uid": uid, "gid": gid, "atime_ns": atime_ns, "mtime_ns": mtime_ns}
+            given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+            known.gone = replace(known.gone, **given)  # nobody but those who have it open will ever know
+            return known.gone
         by_handle = handle is not None and self._files.get(handle).file.writable
         if length is not None or mtime_ns is not None:
             await self._settle(inode)

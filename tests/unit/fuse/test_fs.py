@@ -64,6 +64,9 @@ async def test_a_removed_directory_that_is_open_still_has_attributes(live: Live)
         for inode in (made[0].inode, made[2].inode):
             attr = await fs.getattr(inode)
             assert (attr.inode, attr.mode, attr.nlink) == (inode, 0o755, 0)
+            await fs.setattr(ROOT, inode, mode=0o700, gid=7)
+            attr = await fs.getattr(inode)
+            assert (attr.mode, attr.uid, attr.gid) == (0o700, 0, 7)
             fs.forget(inode, 1)
             with pytest.raises(FS3Error) as caught:
                 await fs.getattr(inode)

@@ -1,0 +1,163 @@
+"""What docs/posix.md says a mount cannot do, and what it offers instead. A line that is not true any more shows here."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.posix import operations as ops
+from tests.process import harness
+
+pytestmark = pytest.mark.process
+
+MIB = 1 << 20
+KEEP_SIZE, PUNCH_HOLE = 1, 2
+RENAME_WHITEOUT = 4
+FICLONE, FS_IOC_GETFLAGS, FS_IOC_FIEMAP = 0x40049409, 0x80086601, 0xC020660B
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def opened(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> Iterator[int]:
+    fd = os.open(path, flags, 0o644)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def error_of(call: Callable[[], object]) -> int:
+    """The errno with which a call fails; 0 where it does not."""
+    try:
+        call()
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    long = ctypes.c_long
+    if _LIBC.fallocate(fd, mode, long(offset), long(length)) != 0:
+        raise OSError(ctypes.get_errno(), "fallocate")
+
+
+def test_space_is_not_reserved_but_files_are_filled(mounted: Path) -> None:
+    with opened(mounted / "f") as fd:
+        os.write(fd, b"abc")
+        for mode in (0, KEEP_SIZE, KEEP_SIZE | PUNCH_HOLE):
+            assert error_of(lambda mode=mode: fallocate(fd, mode, 0, 100_000)) == errno.EOPNOTSUPP  # type: ignore[misc]
+        os.posix_fallocate(fd, 0, 100_000)
+        assert os.fstat(fd).st_size == 100_000 and os.pread(fd, 4, 0) == b"abc\0"
+
+
+def test_all_of_a_file_is_data(mounted: Path) -> None:
+    with opened(mounted / "f") as fd:
+        os.pwrite(fd, b"x", 5 * MIB)
+        assert os.lseek(fd, 1000, os.SEEK_DATA) == 1000
+        assert os.lseek(fd, 1000, os.SEEK_HOLE) == 5 * MIB + 1
+        assert error_of(lambda: os.lseek(fd, 6 * MIB, os.SEEK_DATA)) == errno.ENXIO
+
+
+def test_ranges_are_copied(mounted: Path) -> None:
+    with opened(mounted / "f") as source, opened(mounted / "g") as target:
+        os.write(source, ops.pattern(3, 3 * MIB))
+        os.lseek(source, 0, os.SEEK_SET)
+        while os.copy_file_range(source, target, 3 * MIB):
+            pass
+        assert (mounted / "g").read_bytes() == ops.pattern(3, 3 * MIB)
+
+
+def test_no_ioctls(mounted: Path) -> None:
+    with opened(mounted / "f") as fd, opened(mounted / "g") as other:
+        assert error_of(lambda: fcntl.ioctl(fd, FICLONE, other)) == errno.EOPNOTSUPP
+        assert error_of(lambda: fcntl.ioctl(fd, FS_IOC_FIEMAP, bytes(32))) == errno.EOPNOTSUPP
+        assert error_of(lambda: fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8))) == errno.ENOTTY
+
+
+def test_temporary_files_without_a_name_are_made_by_removing_it(mounted: Path) -> None:
+    assert error_of(lambda: os.open(mounted, os.O_TMPFILE | os.O_RDWR)) == errno.EOPNOTSUPP
+    with tempfile.TemporaryFile(dir=mounted) as file:
+        file.write(b"abc")
+        file.seek(0)
+        assert file.read() == b"abc" and os.listdir(mounted) == []
+
+
+def test_no_whiteouts(mounted: Path) -> None:
+    (mounted / "f").touch()
+    line = (-100, os.fsencode(mounted / "f"), -100, os.fsencode(mounted / "g"), RENAME_WHITEOUT)
+    assert _LIBC.renameat2(*line) == -1 and ctypes.get_errno() == errno.EINVAL
+
+
+def test_appending_handles_are_not_mapped_shared(mounted: Path) -> None:
+    with opened(mounted / "f", os.O_RDWR | os.O_CREAT | os.O_APPEND) as fd:
+        os.write(fd, b"abc")
+        assert error_of(lambda: mmap.mmap(fd, 3)) == errno.ENODEV
+        with mmap.mmap(fd, 3, flags=mmap.MAP_PRIVATE) as mapped:
+            assert mapped[:] == b"abc"
+
+
+def test_reading_leaves_the_access_time(mounted: Path) -> None:
+    (mounted / "f").write_bytes(b"abc")
+    os.utime(mounted / "f", (1, 1))
+    (mounted / "f").read_bytes()
+    assert os.stat(mounted / "f").st_atime == 1
+
+
+def test_devices_can_be_made_but_not_opened(mounted: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root makes devices")
+    os.mknod(mounted / "null", 0o20666, os.makedev(1, 3))
+    assert error_of(lambda: os.open(mounted / "null", os.O_RDONLY)) == errno.EACCES
+
+
+def test_an_open_directory_survives_its_removal(mounted: Path) -> None:
+    (mounted / "d").mkdir()
+    with opened(mounted / "d", os.O_RDONLY | os.O_DIRECTORY) as fd:
+        (mounted / "d").rmdir()
+        os.fchmod(fd, 0o711)
+        found = os.fstat(fd)
+        assert (found.st_mode, found.st_nlink) == (0o40711, 0) and os.listdir(fd) == []
+        assert error_of(lambda: os.mkdir("x", dir_fd=fd)) == errno.ENOENT
+
+
+LOCKED = """
+import fcntl, os, sys
+try:
+    fcntl.flock(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    print("free")
+except BlockingIOError:
+    print("locked")
+"""
+
+
+def test_locks_hold_within_a_mount_and_exclusive_creation_everywhere(
+    shared_cluster: harness.Cluster, mounted: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    line = ("mount", str(other), "--data", str(shared_cluster.data), "--log", str(tmp_path / "other.log"))
+    done = harness.fs3(*line)
+    assert done.returncode == 0, done.stdout + done.stderr
+    try:
+        there = other / mounted.relative_to(shared_cluster.mount)
+        (mounted / "f").touch()
+        with opened(mounted / "f") as fd:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            for path, state in ((mounted / "f", "locked\n"), (there / "f", "free\n")):
+                assert harness.run(sys.executable, "-c", LOCKED, path) == state
+        with opened(mounted / "lock", os.O_CREAT | os.O_EXCL):
+            assert error_of(lambda: os.open(there / "lock", os.O_CREAT | os.O_EXCL)) == errno.EEXIST
+        (there / "d").mkdir()
+        assert error_of(lambda: os.mkdir(mounted / "d")) == errno.EEXIST
+    finally:
+        done = harness.fs3("umount", str(other))
+        assert done.returncode == 0, done.stdout + done.stderr

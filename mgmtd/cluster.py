@@ -7,7 +7,7 @@ not happened. Public states, versions, incarnations and who is alive last; lease
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from fs3.api.admin import ConfigUse, ConfigVersion, MoveStatus, SetConfigRequest
@@ -33,6 +33,8 @@ from .chains import new_chain
 from .draft import Draft
 from .moves import Mover
 from .operations import MoveRecord, Plan
+from .registration import together
+from .renewal import fresh_levels
 from .state import FIRST_CLIENT, Change, ClientRecord, Head, Saved, State
 
 CLIENT_IDS_SKIPPED = 1_000
@@ -114,20 +116,60 @@ class Cluster:
         Raises CONFIG where the id or a target is somebody else's, STALE_INCARNATION where this incarnation is over,
         UNKNOWN_NODE for a client id that was not given here.
         """
+        change, (reply,) = self.register_all([request], now)
+        return change, reply
+
+    def register_all(self, requests: Sequence[RegisterRequest], now: float) -> tuple[Change, list[RegisterReply]]:
+        """Several nodes do, in one change: as many of the first ones as can together. Raises what the first one meets."""
+        draft = Draft(self.state)
+        entered: list[tuple[int, int, NodeKind]] = []
+        for request in requests[: together(self.state, requests)]:
+            try:
+                entered.append(self._enter(draft, request, now))
+            except FS3Error:
+                if not entered:
+                    raise
+                return self.register_all(requests[: len(entered)], now)
+        change = self._go_on(draft, now)
+        version = change.head.routing_version if change.head is not None else self.version
+        cluster, latest_of = self.state.head.cluster, self.state.configs.latest_of
+        return change, [RegisterReply(node, cluster, ms, version, latest_of(kind)) for node, ms, kind in entered]
+
+    def _enter(self, draft: Draft, request: RegisterRequest, now: float) -> tuple[int, int, NodeKind]:
+        """One registration; returns node, lease in ms, kind. What it raises leaves the draft of no use."""
         kind = _KINDS.get(request.kind)
         if kind is None or kind is NodeKind.MGMTD:
             raise FS3Error(Code.CONFIG, f"no node of kind {request.kind} can register")
-        draft = Draft(self.state)
         if kind is NodeKind.CLIENT:
             node = self._register_client(draft, request, now)
         else:
             node = request.node
             self._register_daemon(draft, request, kind)
-        lease_ms = self._renew(draft, node, now)
-        change = self._go_on(draft, now)
-        version = change.head.routing_version if change.head is not None else self.version
-        config_version = self.state.configs.latest_of(kind)
-        return change, RegisterReply(node, self.state.head.cluster, lease_ms, version, config_version)
+        return node, self._renew(draft, node, now), kind
+
+    def renew(self, request: HeartbeatRequest, now: float) -> HeartbeatReply | None:
+        """Take in a heartbeat that changes nothing but the lease and fill levels, as nearly all do; None where it may do
+        more. It may come between the making of a change and its application, if that leaves the node's lease alone."""
+        state = self.state
+        holder: ClientRecord | Node | None = state.clients.get(request.node)
+        kind = NodeKind.CLIENT
+        if holder is None:
+            holder = state.nodes.get(request.node)
+            if holder is None:
+                return None
+            kind = _KINDS[holder.kind]
+        if holder.incarnation != request.incarnation or not holder.alive:
+            return None
+        if state.uses.get(request.node) != (request.config_version, request.config_problem):
+            return None
+        if kind is NodeKind.STORAGE:
+            fresh = fresh_levels(state, request.node, request.targets)
+            if fresh is None:
+                return None
+            state.refill(fresh)
+        lease_ms = self.timing.lease_of(request.node)
+        state.leases[request.node] = max(now + lease_ms / 1000, state.leases[request.node])
+        return HeartbeatReply(lease_ms, self.version, state.configs.latest_of(kind))
 
     def heartbeat(self, request: HeartbeatRequest, now: float) -> tuple[Change, HeartbeatReply]:
         """A node renews its lease. Raises UNKNOWN_NODE, STALE_INCARNATION, CONFIG (a target is served elsewhere)."""

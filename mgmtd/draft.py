@@ -167,7 +167,7 @@ class Draft:
             self.locals[report.target] = report.local
             return
         if known.node != node:
-            owner = self.base.nodes.get(known.node)
+            owner = self.nodes.get(known.node) or self.base.nodes.get(known.node)
             if owner is not None and owner.alive:
                 message = f"target {known.id} is served by node {known.node} at {owner.address}, node {node} cannot have it"
                 raise FS3Error(Code.CONFIG, message)

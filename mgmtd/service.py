@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import trio
@@ -44,6 +44,7 @@ from .configs import Configs
 from .lease import RENEWALS_PER_LEASE, PrimaryLease, held_s
 from .lease import lease_ms as primary_lease_ms
 from .publisher import Publisher
+from .registration import TOGETHER_MAX
 from .state import Change
 from .store import Store
 
@@ -88,6 +89,15 @@ class Outage:
         self._since, self._told = None, False
 
 
+@dataclass(slots=True, eq=False)
+class _Registration:
+    """A request that waits for its turn."""
+
+    request: RegisterRequest
+    reply: RegisterReply | FS3Error | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+
+
 class MgmtdService:
     """One mgmtd daemon's service. `bind` its handlers to a server, and keep `run` running."""
 
@@ -103,6 +113,9 @@ class MgmtdService:
         self._epoch = 0  # of the lease under which it was loaded
         self._lock = trio.Lock()  # held from making a change to applying it
         self._publisher = Publisher(env)
+        self._committing: Change | None = None
+        self._registrations: list[_Registration] = []
+        self._registration_came = trio.Event()
         self._wake = trio.Event()  # the lease must be seen to at once
 
     @property
@@ -128,6 +141,7 @@ class MgmtdService:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_time)
+                nursery.start_soon(self._register_waiting)
                 nursery.start_soon(self._publisher.run)
                 await self._hold_office(task_status)
         finally:
@@ -231,6 +245,7 @@ class MgmtdService:
             if change.head is None:
                 cluster.apply(change)
                 return reply
+            self._committing = change
             try:
                 with trio.CancelScope(shield=True):
                     if self._env.rare("mgmtd.commit.late"):
@@ -246,6 +261,8 @@ class MgmtdService:
                 if isinstance(error, FS3Error) and not error.retryable:
                     raise
                 raise not_primary("") from error
+            finally:
+                self._committing = None
             before = cluster.version
             cluster.apply(change)
             self._publisher.applied(change)
@@ -269,6 +286,34 @@ class MgmtdService:
                 logger.warning("chain %d cannot be used until target %d returns", chain.id, chain.targets[0].target)
         logger.debug("routing version %d", cluster.version)
 
+    async def _register_waiting(self) -> None:
+        """Those that come while a change is being committed are registered by the next one together."""
+        while True:
+            await self._registration_came.wait()
+            self._registration_came = trio.Event()
+            while self._registrations:
+                batch = self._registrations[:TOGETHER_MAX]
+                for waiting, reply in zip(batch, await self._register_some(batch), strict=False):
+                    waiting.reply = reply
+                    waiting.done.set()
+                self._registrations = [waiting for waiting in self._registrations if waiting.reply is None]
+
+    async def _register_some(self, batch: Sequence[_Registration]) -> Sequence[RegisterReply | FS3Error]:
+        """Register as many of the first ones as can together; returns what became of them."""
+        count = len(batch)
+
+        def make(cluster: Cluster, now: float) -> tuple[Change, list[RegisterReply]]:
+            nonlocal count
+            count = 1
+            change, replies = cluster.register_all([waiting.request for waiting in batch], now)
+            count = len(replies)
+            return change, replies
+
+        try:
+            return await self._change(make)
+        except FS3Error as error:
+            return [FS3Error(error.code, error.message) for _ in range(count)]
+
     async def _watch_time(self) -> None:
         """Find the leases that ran out."""
         while True:
@@ -283,12 +328,28 @@ class MgmtdService:
     # -- requests
 
     async def _register(self, request: RegisterRequest, call: Call) -> RegisterReply:
-        reply = await self._change(lambda cluster, now: cluster.register(request, now))
+        waiting = _Registration(request)
+        self._registrations.append(waiting)
+        self._registration_came.set()
+        try:
+            await waiting.done.wait()
+        finally:
+            if waiting.reply is None and waiting in self._registrations:
+                self._registrations.remove(waiting)
+        if isinstance(waiting.reply, FS3Error):
+            raise waiting.reply
+        assert waiting.reply is not None
+        reply = waiting.reply
         self._lose_reply("mgmtd.register.reply-lost")
         return reply
 
     async def _heartbeat(self, request: HeartbeatRequest, call: Call) -> HeartbeatReply:
-        reply = await self._change(lambda cluster, now: cluster.heartbeat(request, now))
+        cluster = self._primary()
+        reply = None
+        if self._committing is None or request.node not in self._committing.leases:
+            reply = cluster.renew(request, self._env.monotonic())
+        if reply is None:
+            reply = await self._change(lambda cluster, now: cluster.heartbeat(request, now))
         self._lose_reply("mgmtd.heartbeat.reply-lost")
         return reply
 

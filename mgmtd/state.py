@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TypeVar
@@ -27,8 +27,8 @@ FIRST_CLIENT = 1_000_001
 class Head:
     """What changes with (nearly) each commit. revision: of the whole stored state. next_client: id for the next client.
 
-    lease_ms, client_lease_ms: no daemon, no client holds a lease that was granted for longer. A primary that has a shorter
-    time, by its configuration, must wait for those that its predecessor granted.
+    lease_ms, client_lease_ms: no daemon, no client holds a lease that ends later than so long from now. A primary that
+    grants shorter ones, by its configuration, must wait for those that its predecessor granted.
     """
 
     revision: int
@@ -106,7 +106,7 @@ class Change:
 
 
 class State:
-    """What the primary knows. Changed by apply() alone."""
+    """What the primary knows. Changed by apply(), and Cluster.renew(), alone."""
 
     def __init__(self, saved: Saved) -> None:
         self.head = saved.head
@@ -154,6 +154,12 @@ class State:
                 dict(self.nodes),
             )
         return self._routing
+
+    def refill(self, targets: Sequence[Target]) -> None:
+        """Take in fill levels, which nobody need hear of."""
+        if targets:
+            self.targets.update({target.id: target for target in targets})
+            self._routing = None
 
     def apply(self, change: Change) -> None:
         """Take in a change that was made of the present state, and was committed if it had to be."""

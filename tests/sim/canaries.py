@@ -29,6 +29,7 @@ from storage.replica import Decision
 from tests.sim.canaries_files import FILE_CANARIES
 from tests.sim.canaries_media import MEDIA_CANARIES
 from tests.sim.canaries_office import OFFICE_CANARIES
+from tests.sim.canaries_operators import OPERATOR_CANARIES
 from tests.sim.disk import Platter
 
 Plant = tuple[Any, str, Any]
@@ -174,7 +175,9 @@ CANARIES: dict[str, tuple[Callable[[], list[Plant]], str]] = {
     "fsync-that-does-not": (_fsync_that_does_not, "fsync"),
     **FILE_CANARIES,
     **MEDIA_CANARIES,
+    **OPERATOR_CANARIES,
     **OFFICE_CANARIES,
+    **OPERATOR_CANARIES,
 }
 """Name -> what to replace, and the shape whose seeds find it soonest."""
 

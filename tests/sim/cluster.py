@@ -265,7 +265,7 @@ class World:
             self.add(f"mgmtd{number}", _mgmtd(number)).start()
         for number in range(1, shape.storages + 1):
             self.platters[f"storage{number}"] = Platter(random.Random(f"{self.seed}/disk{number}"), f"disk{number}")
-            self.add(f"storage{number}", _storage(number)).start()
+            self.add(f"storage{number}", storage_body(number)).start()
         env = self.env = SimEnv(self.network.host("operator"), random.Random(f"{self.seed}/operator"))
         rpc = self.rpc = RpcClient(env, self.nursery)
         admin = self.mgmtd = MgmtdClient(env, rpc, self.mgmtd_addresses)
@@ -339,7 +339,7 @@ def _meta(number: int) -> Body:
     return body
 
 
-def _storage(number: int) -> Body:
+def storage_body(number: int) -> Body:
     async def body(process: Process, env: SimEnv, started: Callable[[str], None]) -> None:
         world = process.world
         config = storage.daemon.StorageConfig(

@@ -10,7 +10,7 @@ import trio
 
 from fs3.client.connect import connect
 from fuse.fs import FileSystem, FsOptions
-from tests.sim import bank, fscked, hosts, kvcache, namespace, shared, synced, workloads
+from tests.sim import bank, fscked, hosts, kvcache, namespace, operators, shared, synced, workloads
 from tests.sim.canaries import planted
 from tests.sim.cells import CELLS, FILE_CELLS
 from tests.sim.checkers import check_linearizable, check_replicas
@@ -103,7 +103,9 @@ SHAPES = {
         *shared.SHAPES,
         *bank.SHAPES,
         *synced.SHAPES,
+        *operators.SHAPES,
         *fscked.SHAPES,
+        *operators.SHAPES,
     )
 }
 
@@ -257,5 +259,7 @@ SCENARIOS = {
     **shared.SCENARIOS,
     **bank.SCENARIOS,
     **synced.SCENARIOS,
+    **operators.SCENARIOS,
     **fscked.SCENARIOS,
+    **operators.SCENARIOS,
 }

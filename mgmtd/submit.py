@@ -182,7 +182,7 @@ class _Checker:
             members.append(move.add)
         if move.drop:
             if chain.state_of(move.drop) is PublicState.LASTSRV:
-                help_ = "bring its node back, or give up what it has (`fs3 admin target give-up`)"
+                help_ = f"bring its node back, or give up what it has (`fs3 admin chain give-up {move.chain}`)"
                 raise _bad(f"target {move.drop} was the last that served chain {move.chain}: {help_}")
             members.remove(move.drop)
             left = [t for t in members if t in self._added or chain.state_of(t) is PublicState.SERVING]

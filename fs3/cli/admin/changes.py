@@ -107,6 +107,26 @@ def target_resync(go: Admin, target: int, yes: bool) -> None:
     act(go, yes, found, what, TARGET_ACTION, TargetActionRequest(target, TargetAction.RESYNC))
 
 
+@command(target, "empty")
+@click.argument("target", type=int, metavar="TARGET", shell_complete=target_ids)
+@yes_option
+def target_empty(go: Admin, target: int, yes: bool) -> None:
+    """Throw away what a target holds that is in no chain, so that it can come into one."""
+
+    async def look(cluster: Cluster) -> Row:
+        row = known_target(cluster.routing, target)
+        if row["chain"]:
+            raise ConfigError(
+                f"target {target} is in chain {row['chain']}: `fs3 admin replace {row['node']}/{row['disk']}` moves it away,"
+                f" `fs3 admin target resync {target}` fills it anew"
+            )
+        return row
+
+    found = go.visit(look)
+    what = f"Throw away the {human(found['used_bytes'])} that target {target} of node {found['node']} holds."
+    act(go, yes, found, what, TARGET_ACTION, TargetActionRequest(target, TargetAction.EMPTY))
+
+
 @command(target, "forget")
 @click.argument("target", type=int, metavar="TARGET", shell_complete=target_ids)
 @yes_option

@@ -357,6 +357,19 @@ def _retired(facts: Facts) -> Iterator[Advice]:
         )
 
 
+def _leftovers(facts: Facts) -> Iterator[Advice]:
+    targets = [t for t in facts.routing.targets.values() if t.used and not t.chain and not t.retired]
+    if targets:
+        yield Advice(
+            NOTE,
+            "target-not-empty",
+            f"{counted(len(targets), 'target')} ({ranges([target.id for target in targets])}) in no chain"
+            f" {'holds' if len(targets) == 1 else 'hold'} something of a former time",
+            "until it is thrown away, they cannot come into a chain",
+            f"`fs3 admin target empty {targets[0].id}`, if it is known to be of no use",
+        )
+
+
 def _drained(facts: Facts) -> Iterator[Advice]:
     busy = any(operation.state is OperationState.RUNNING for operation in facts.operations)
     for node in _daemons(facts.routing):
@@ -525,6 +538,7 @@ _CHECKS: tuple[Callable[[Facts], Iterator[Advice]], ...] = (
     _operations,
     _drained,
     _retired,
+    _leftovers,
     _heads,
     _configs,
     _room,
@@ -556,6 +570,7 @@ KINDS = (
     "node-drained",
     "node-empty",
     "target-retired",
+    "target-not-empty",
     "heads-uneven",
     "config-not-used",
     "no-room",

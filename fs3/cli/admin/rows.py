@@ -47,7 +47,7 @@ def is_free(routing: RoutingInfo, target: Target) -> bool:
     """Whether a target could be put into a chain now."""
     node = routing.nodes.get(target.node)
     usable = node is not None and node.alive and not node.drained and target.local is not LocalState.OFFLINE
-    return usable and not target.chain and not target.retired
+    return usable and not target.chain and not target.retired and not target.used
 
 
 def target_state(routing: RoutingInfo, target: Target) -> str:

@@ -113,6 +113,7 @@ def test_giving_up_shows_what_is_left_and_wants_the_words(operator: Operator) ->
         ("node forget 101", "node 101 is alive; stop its daemon first"),
         ("target show 5", "target 5: there is no such target"),
         ("target forget 10101", "target 10101 is in chain 1: `fs3 admin replace 101/0` moves it away"),
+        ("target empty 10101", "target 10101 is in chain 1: `fs3 admin replace 101/0` moves it away"),
         ("target resync 10103", "target 10103 is in no chain: there is nothing to fill it from"),
         ("chain show 9", "chain 9: there is no such chain; `fs3 admin chain list` shows 1-3"),
         ("chain give-up 1", "chain 1 is served by target 10101, 10201: there is nothing to give up"),

@@ -95,6 +95,11 @@ CASES: dict[str, tuple[str, Facts, str]] = {
         Facts(routing(change=lambda t: replace(t, retired=True) if t.id == 10103 else t)),
         "1 target of node 101 (10103)",
     ),
+    "target-not-empty": (
+        NOTE,
+        Facts(routing(change=lambda t: replace(t, used=GIB) if t.id == 10103 else t)),
+        "`fs3 admin target empty 10103`",
+    ),
     "heads-uneven": (
         NOTE, Facts(routing([(10101, 10201), (10102, 10301), (10103, 10202), (10104, 10302)])), "node 101 leads 4"
     ),

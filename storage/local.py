@@ -250,7 +250,10 @@ class StorageNode:
         try:
             target.engine.forget(target.channels.drop_idle(math.inf))
         except FS3Error as error:
-            self.disk_failed(target, error)
+            if error.code is Code.NO_SPACE:
+                self.cannot_fill(target, error)
+            else:
+                self.disk_failed(target, error)
 
     def target(self, role: Role) -> LocalTarget:
         """The target of a role. Raises DISK_FAILED once its disk failed, NOT_SERVING when this process slept too long, or

@@ -182,3 +182,26 @@ async def test_a_resync_shows_its_progress_and_its_rate_can_be_changed(tmp_path:
         await until(lambda: filled.synced_version == c.version, 1.0)
         await until(lambda: not [name for name in gauges if name.startswith("storage.resync.")])
         assert service.node.env.metrics.counters["storage.resynced_bytes"] == 200_000
+
+
+@pytest.mark.expects_error_log
+async def test_a_disk_too_full_to_forget_requests_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cluster(tmp_path, 2) as c:
+        c.chain((1, SERVING), (2, OFFLINE))
+        await c.write(C1, 0, b"a")
+        full, service = c.replicas[1].target, c.replicas[1].service
+        assert full is not None and service is not None
+        tune(service, full_retry_ms=50)
+
+        def no_room(channels: object) -> None:
+            raise FS3Error(Code.NO_SPACE, "full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(full.engine, "forget", no_room)
+            c.chain((1, SERVING), (2, SYNCING))
+            await until(lambda: full.local_state() is LocalState.OFFLINE)
+            assert not full.failed
+            c.chain((1, SERVING), (2, OFFLINE))
+        full.full_until = 0.0
+        c.chain((1, SERVING), (2, SYNCING))
+        await until(lambda: full.synced_version == c.version)

@@ -1,5 +1,5 @@
-"""fsck of clusters in use: it finds nothing where nothing is wrong, whatever is under way and whoever fails, and does no harm;
-and it removes what a loss of all power leaves behind."""
+"""fsck of clusters in use: it finds nothing where nothing is wrong, whatever is under way and whoever fails, and does no
+harm; and it removes what a loss of all power leaves behind."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import trio
@@ -17,10 +17,11 @@ from fs3.api.common import Empty, Method, Rep, Req
 from fs3.api.meta import STATFS
 from fs3.api.meta_admin import MEND, SCAN, EntryRef, MendRequest, Outcome, Problem, ScanRequest, Verdict
 from fs3.env import Env
+from fs3.ids import ROOT_INODE
 from fs3.routing import Table
 
 from .fsck import Fault, Finding, Survey, check, check_layouts
-from .schema import DIRECTORY, span
+from .schema import DIRECTORY, FILE, INODE_PENDING, span
 
 INODES_AT_ONCE = 1_000_000
 """How many inodes are surveyed at a time, by default: each takes about a kilobyte."""
@@ -41,20 +42,33 @@ class Caller(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """One finding, certain. state: found, repaired, left. action: what was done about it, or is to be done."""
+    """One finding, certain. state: found, repaired, left. action: what was done about it, or is to be done. path: of the
+    inode, "" where it has none or that is not known."""
 
     fault: Fault
     inode: int
     text: str
     state: str
     action: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Holes:
+    """A file of which chunks are absent: a sparse one, or one that has lost them."""
+
+    inode: int
+    path: str
+    chunks: int
+    absent: int
 
 
 @dataclass(slots=True)
 class Report:
-    """unsettled: seemed wrong, but kept changing. unchecked: what could not be looked at, and why."""
+    """unsettled: seemed wrong, but kept changing. unchecked: what could not be looked at, and why. holes: if asked for."""
 
     findings: list[Reported] = field(default_factory=list)
+    holes: list[Holes] = field(default_factory=list)
     inodes: int = 0
     chunks: int = 0
     copies: int = 0
@@ -168,6 +182,45 @@ class Names:
         self._report.findings.append(
             Reported(finding.fault, finding.inode, text, state_of(outcome, self._repair), outcome.text)
         )
+
+
+def paths_of(found: Survey, wanted: Set[int]) -> dict[int, str]:
+    """The paths of inodes, as the survey saw them; one for each that has any."""
+    above = {number: (parent, name) for parent, name, number, kind in found.entries if kind == DIRECTORY or number in wanted}
+    paths: dict[int, str] = {}
+    for number in wanted:
+        parts: list[bytes] = []
+        at = number
+        while at in above and len(parts) <= len(above):
+            at, name = above[at]
+            parts.append(name)
+        if at == ROOT_INODE:
+            paths[number] = "/" + b"/".join(parts[::-1]).decode(errors="backslashreplace")
+    return paths
+
+
+def add_paths(report: Report, found: Survey) -> None:
+    """Say where the inodes are that findings speak of."""
+    wanted = {each.inode for each in report.findings if not each.path and each.inode}
+    if wanted:
+        paths = paths_of(found, wanted)
+        report.findings = [
+            replace(each, path=paths[each.inode]) if not each.path and each.inode in paths else each
+            for each in report.findings
+        ]
+
+
+def holes_of(found: Survey, counted: Mapping[int, int]) -> list[Holes]:
+    """The files that have fewer chunks than their length takes, given how many of them there are. Those that somebody
+    writes are left out."""
+    lacking = []
+    for number, inode in found.inodes.items():
+        if inode.kind == FILE and inode.length and number not in found.sessions and not inode.flags & INODE_PENDING:
+            chunks = -(-inode.length // inode.chunk_size)
+            if counted.get(number, 0) < chunks:
+                lacking.append((number, chunks, chunks - counted.get(number, 0)))
+    paths = paths_of(found, {number for number, _, _ in lacking}) if lacking else {}
+    return [Holes(number, paths.get(number, ""), chunks, absent) for number, chunks, absent in lacking]
 
 
 def problems_of(found: Survey, findings: Iterable[Finding]) -> list[Problem]:

@@ -92,9 +92,13 @@ class Chunks:
         self._report = report
         self._progress = progress
         self._repair = repair
+        self.counted: Counter[int] | None = None
+        """How many chunks each file has, those behind its end left out; None: not counted."""
 
-    async def check(self, found: Survey) -> None:
-        """Check all chains against what a survey found; with that of the first part, replicas against each other too."""
+    async def check(self, found: Survey, *, count: bool = False) -> None:
+        """Check all chains against what a survey found; with that of the first part, replicas against each other too.
+        count: how many chunks files have."""
+        self.counted = Counter() if count else None
         chains = sorted(self._mgmtd.routing.chains)
         done = 0
 
@@ -156,6 +160,7 @@ class Chunks:
         suspicions: dict[tuple[Fault, int], Suspicion] = {}
         tables = self._mgmtd.routing.tables
         first = found.part == 0
+        counted: Counter[int] = Counter()
         for chunk in sorted(set().union(*lists.values())):
             copies = {target: listed.get(chunk) for target, listed in lists.items()}
             if first:
@@ -168,15 +173,19 @@ class Chunks:
             has = next(((target, meta) for target, meta in copies.items() if meta is not None and meta.version), None)
             if has is None:
                 continue
+            inode = found.inodes.get(chunk.inode)
+            if inode is not None and chunk.index * inode.chunk_size < inode.length:
+                counted[chunk.inode] += 1
             finding = check_chunk(found, chunk, has[1].length) or check_place(found, tables, chunk, number)
             if finding is not None:
                 key = (finding.fault, chunk.inode)
                 suspicion = suspicions.setdefault(key, Suspicion(finding.fault, chunk.inode, finding.text))
                 suspicion.chunks.append(has)
-                inode = found.inodes.get(chunk.inode)
                 if inode is not None:
                     suspicion.end = max(suspicion.end, chunk.index * inode.chunk_size + has[1].length)
         await self._confirm(found, number, list(suspicions.values()))
+        if self.counted is not None:
+            self.counted.update(counted)
         return until, until is not None
 
     async def _list(self, target: int, after: ChunkId | None, until: ChunkId | None) -> dict[ChunkId, ChunkMeta]:

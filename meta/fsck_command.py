@@ -24,7 +24,7 @@ from fs3.errors import Code, FS3Error
 from fs3.rpc.client import RpcClient
 from fs3.transport.registry import Transports
 
-from .examine import INODES_AT_ONCE, Names, Progress, Report
+from .examine import INODES_AT_ONCE, Names, Progress, Report, add_paths, holes_of
 from .examine_chunks import Chunks
 
 REACH_S = 10.0
@@ -41,6 +41,7 @@ async def examine(
     *,
     repair: bool = False,
     chunks: bool = True,
+    holes: bool = False,
     inodes_at_once: int = INODES_AT_ONCE,
 ) -> Report:
     """Check a cluster, given an mgmtd client that runs. Raises FS3Error where meta cannot be asked."""
@@ -52,7 +53,10 @@ async def examine(
     for part in range(parts):
         found = await names.check(part, parts)
         if chunks:
-            await contents.check(found)
+            await contents.check(found, count=holes)
+        add_paths(report, found)
+        if holes and contents.counted is not None:
+            report.holes += holes_of(found, contents.counted)
     return report
 
 
@@ -98,6 +102,7 @@ async def visit(addresses: Sequence[str], options: argparse.Namespace, progress:
             progress,
             repair=options.repair,
             chunks=not options.names_only,
+            holes=options.holes,
             inodes_at_once=max(1, options.memory // INODE_BYTES),
         )
         took_s = env.monotonic() - started
@@ -109,9 +114,14 @@ def lines_of(report: Report, took_s: float) -> list[str]:
     """What people read: a line for each finding, one for what was done about it, and a summary."""
     lines = []
     for each in report.findings:
-        lines.append(f"{each.fault.value}: {each.text}")
+        lines.append(f"{each.fault.value}: {each.text}" + (f": {each.path}" if each.path else ""))
         if each.state != "found":
             lines.append(f"    {each.state}: {each.action}")
+    for hole in report.holes:
+        where = hole.path or f"inode {hole.inode}"
+        lines.append(
+            f"a sparse file, or one that has lost chunks: {where}: {hole.absent} of {hole.chunks} chunks are absent"
+        )
     lines += [f"could not be checked: {what}" for what in report.unchecked]
     states = [each.state for each in report.findings]
     found = len(states)
@@ -154,6 +164,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--repair", action="store_true", help="repair what can be repaired safely")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--names-only", action="store_true", help="check the namespace, and no chunks")
+    parser.add_argument(
+        "--holes",
+        action="store_true",
+        help="also name files of which chunks are absent: sparse ones, and those that lost some when a chain's content was"
+        " given up; that is no finding",
+    )
     parser.add_argument(
         "--memory",
         type=_size,

@@ -20,8 +20,9 @@ def _top() -> None:
 @command(_top, "fsck")
 @click.option("--repair", is_flag=True, help="Repair what can be repaired safely.")
 @click.option("--names-only", is_flag=True, help="Check the namespace, and no chunks.")
+@click.option("--holes", is_flag=True, help="Also name files of which chunks are absent: sparse, or lost.")
 @click.option("--memory", type=size, metavar="SIZE", help="About how much to use; bigger namespaces are checked in parts.")
-def fsck(go: Admin, repair: bool, names_only: bool, memory: int | None) -> None:
+def fsck(go: Admin, repair: bool, names_only: bool, holes: bool, memory: int | None) -> None:
     """Check a running cluster, in use or not: names, chunks without files, replicas that differ.
 
     Exit code: 0 nothing is wrong; 1 all that was wrong is repaired; 4 something is wrong, or left so; 8 added where not all
@@ -30,6 +31,7 @@ def fsck(go: Admin, repair: bool, names_only: bool, memory: int | None) -> None:
     flags = ["--mgmtd", ",".join(go.mgmtd)]
     flags += ["--repair"] if repair else []
     flags += ["--names-only"] if names_only else []
+    flags += ["--holes"] if holes else []
     flags += ["--memory", str(memory)] if memory is not None else []
     flags += ["--json"] if go.as_json else []
     sys.stdout.flush()

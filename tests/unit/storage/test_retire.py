@@ -233,7 +233,7 @@ async def test_a_target_that_is_to_leave_serves_nothing_and_says_so(tmp_path: Pa
         service = c.replicas[1].service
         assert service is not None
         routing = c.mgmtd.routing
-        leaving = Target(2, 2, 0, 1, LocalState.UPTODATE, 0, 0, False, True, routing.version + 1)
+        leaving = replace(routing.targets[2], leaving=True, since=routing.version + 1)
         c.mgmtd.routing = replace(routing, version=routing.version + 1, targets={**routing.targets, 2: leaving})
         await until(lambda: service.reports()[0].obeyed == routing.version + 1)
         with pytest.raises(FS3Error, match="is leaving chain"):
@@ -260,3 +260,29 @@ async def test_one_that_is_filled_anew_forgets_which_requests_it_knew(tmp_path: 
         target.channels.drop_idle = lambda before: forgotten.append(1) or finish(before)  # type: ignore[method-assign]
         c.chain((1, SERVING), (2, SYNCING))
         await until(lambda: bool(forgotten) and len(target.channels) == 1)  # as its predecessor told it
+
+
+async def test_what_was_given_up_is_replaced_by_what_its_chain_has_now(tmp_path: Path) -> None:
+    """mgmtd's chains.give_up: the target that served last returns, with versions that are higher than those of the chain."""
+    async with cluster(tmp_path, 2) as c:
+        one, gone, fresh = C1, ChunkId(5, 1), ChunkId(5, 2)
+        c.chain((1, SERVING), (2, SERVING))
+        await c.write(one, 0, b"both have it")
+        c.chain((1, SERVING), (2, PublicState.OFFLINE))
+        for number in range(5):
+            await c.write(one, 0, b"lost %d" % number)
+        await c.write(gone, 0, b"lost")
+        c.chain((2, SERVING), (1, PublicState.OFFLINE))
+        assert await c.read(one, 0, 20, target=2) == b"both have it"
+        await c.write(one, 0, b"kept")
+        await c.write(fresh, 0, b"new")
+        c.chain((2, SERVING), (1, SYNCING))
+        await c.write(one, 2, b"pt again")
+        target = c.replicas[0].target
+        assert target is not None
+        await until(lambda: target.role is not None and target.synced_version == target.role.chain_version)
+        for chunk in (one, gone, fresh):
+            assert c.replicas[0].content(chunk) == c.replicas[1].content(chunk)
+        assert c.replicas[0].content(gone) is None
+        c.chain((2, SERVING), (1, SERVING))
+        assert await c.read(one, 0, 20, target=1) == b"kept againit"[:12] == await c.read(one, 0, 20, target=2)

@@ -14,7 +14,7 @@ ROUTING = RoutingInfo(
     "test",
     {1: CHAIN},
     {},
-    {t: Target(t, t, 0, 1, LocalState.UPTODATE, 0, 0) for t in (11, 12, 13)},
+    {t: Target(t, t, 0, 1, LocalState.UPTODATE, 0, 0) for t in (11, 12, 13, 14)},
     {t: Node(t, NodeKind.STORAGE, f"mem://{t}", "", True, 1) for t in (11, 12, 13)},
 )
 
@@ -39,7 +39,7 @@ def test_roles() -> None:
 
 
 def test_an_unknown_node_has_no_address() -> None:
-    routing = RoutingInfo(9, "test", {1: CHAIN})
+    routing = RoutingInfo(9, "test", {1: CHAIN}, targets={11: ROUTING.targets[11]})
     role = TargetMap.of(routing, {11}).roles[11]
     assert role.successor == Successor(12, "", False)
 

@@ -15,12 +15,12 @@ from fs3.api.admin import (
 )
 from fs3.errors import Code, FS3Error
 from fs3.placement.chain_file import check_chains
-from fs3.routing import LocalState, PublicState, Table, Target
+from fs3.routing import Chain, LocalState, PublicState, Table, Target
 
 from .chains import give_up, new_chain
 from .draft import Draft
 from .state import IdKind
-from .submit import set_drained
+from .submit import check_free, set_drained
 
 
 def create_table(draft: Draft, request: CreateTableRequest) -> CreateTableReply:
@@ -112,7 +112,7 @@ def act_on_target(draft: Draft, request: TargetActionRequest) -> None:
     elif request.action == TargetAction.FORGET:
         _forget(draft, target)
     elif request.action == TargetAction.GIVE_UP:
-        _give_up(draft, target, request.chain_version)
+        _give_up(draft, target, request)
     elif request.action == TargetAction.EMPTY:
         if target.chain:
             raise _bad(f"target {target.id} is in chain {target.chain}: only one that is in none can be emptied")
@@ -145,16 +145,34 @@ def _forget(draft: Draft, target: Target) -> None:
     draft.remove(target.id)
 
 
-def _give_up(draft: Draft, target: Target, chain_version: int) -> None:
-    chain = draft.chain(target.chain)
+def _give_up(draft: Draft, target: Target, request: TargetActionRequest) -> None:
+    chain = draft.chain(request.chain or target.chain)
     if chain is None:
-        raise _bad(f"target {target.id} is in no chain")
-    if chain_version not in (0, chain.version):
-        raise _bad(f"chain {chain.id} is at version {chain.version} now, not {chain_version}: look at it again")
+        raise _bad(f"there is no chain {request.chain}" if request.chain else f"target {target.id} is in no chain")
+    if request.chain_version not in (0, chain.version):
+        raise _bad(f"chain {chain.id} is at version {chain.version} now, not {request.chain_version}: look at it again")
+    if target.chain != chain.id:
+        chain = _with_stranger(draft, chain, target)
     node = draft.node(target.node)
     alive = node is not None and node.alive and draft.local(target.id) not in (None, LocalState.OFFLINE)
     draft.chains[chain.id] = give_up(chain, target.id, alive)
     draft.settle_chain(chain.id)
+
+
+def _with_stranger(draft: Draft, chain: Chain, target: Target) -> Chain:
+    """The chain, of which nothing is left, with a free target in it, which begins it anew."""
+    members = [entry.target for entry in chain.targets]
+    if chain.serving():
+        raise _bad(f"chain {chain.id} is served, by target {chain.serving()[0]}: there is nothing to give up")
+    left = [member for member in members if draft.local(member) is not LocalState.OFFLINE]
+    if left:
+        raise _bad(f"target {left[0]} of chain {chain.id} is alive, or not heard of yet: it may have what was written")
+    check_free(draft, target)  # on any node, also that of a lost one: where there is one node only, there is no other
+    _check_not_awaited(draft, target.id)
+    draft.put_into(chain.id, target.id)
+    found = draft.chain(chain.id)
+    assert found is not None, chain.id
+    return found
 
 
 def act_on_node(draft: Draft, request: NodeActionRequest) -> None:

@@ -15,7 +15,7 @@ from ...ids import ChunkId
 from ...routing import Chain, PublicState, RoutingInfo
 from .common import Admin, Cluster, chain_ids, command, ranges, rows_table, target_ids
 from .lists import chain
-from .rows import Row, target_rows
+from .rows import Row, is_free, target_rows
 from .shows import known_chain
 
 commands: tuple[click.Command, ...] = ()
@@ -23,6 +23,8 @@ commands: tuple[click.Command, ...] = ()
 
 ACCEPTANCE = "lose what chain {chain} wrote last"
 """What an operator types to give up a chain's newest content."""
+ACCEPTANCE_OF_ALL = "lose all of chain {chain}"
+"""The same where nothing is left of it, and a free target begins it anew."""
 
 LIST_TIMEOUT_S = 20.0
 
@@ -41,29 +43,31 @@ def chain_give_up(go: Admin, chain: int, target: int | None, accept: str | None)
     """Let another target serve a chain whose last serving one never comes back: what only that one had is LOST.
 
     Only for a chain that no target serves. Shows what each target that is alive holds: `behind` counts chunks of which
-    another one has a newer version, `missing` those that another one has. First try to bring back the node and disk of the
-    target in state lastsrv.
+    another one has a newer version, `missing` those that another one has. Where none of its targets is alive, a free one can
+    begin the chain anew, empty. First try to bring back the node and disk of the target in state lastsrv.
     """
     found = go.visit(lambda cluster: _look(cluster, chain))
-    words = ACCEPTANCE.format(chain=chain)
+    living, free = [row["target"] for row in found["targets"] if row["alive"]], found["free"]
+    words = (ACCEPTANCE if living else ACCEPTANCE_OF_ALL).format(chain=chain)
     if not go.as_json:
         columns = "target node disk state node_state local used_bytes chunks content_bytes pending damaged behind missing"
         go.console.print(rows_table(found["targets"], columns))
         last = ranges(found["lastsrv"])
         click.echo(f"Served last: {last}. What was written after the others were gone is there alone.")
-    living = [row["target"] for row in found["targets"] if row["alive"]]
     if target is None:
-        go.show(found, lambda: _choices(chain, living, words))
+        go.show(found, lambda: _choices(chain, living, free, words))
         return
-    if target not in living:
-        raise ConfigError(f"target {target} is not one of chain {chain} that is alive: {ranges(living)}")
+    if target not in (living or free):
+        which = "of chain {} that is alive" if living else "that is free, to begin chain {} anew"
+        raise ConfigError(f"target {target} is not one {which.format(chain)}: {ranges(living or free)}")
     if accept is None and not go.as_json and sys.stdin.isatty():
         accept = click.prompt(f"This cannot be undone. Type '{words}' to go on", default="", show_default=False)
     if accept != words:
         raise ConfigError(f"nothing was changed; to go on, give --accept '{words}'")
 
     async def run(cluster: Cluster) -> None:
-        await cluster.call(TARGET_ACTION, TargetActionRequest(target, TargetAction.GIVE_UP, found["version"]))
+        request = TargetActionRequest(target, TargetAction.GIVE_UP, found["version"], 0 if living else chain)
+        await cluster.call(TARGET_ACTION, request)
 
     go.visit(run)
     done = f"Target {target} serves chain {chain} now; `fs3 admin fsck` finds what is lost."
@@ -95,7 +99,12 @@ def give_up_facts(routing: RoutingInfo, chain: Chain) -> Row:
     for row in targets:
         row["alive"] = row["node_state"] == "alive" and row["local"] != "offline"
     lastsrv = [entry.target for entry in chain.targets if entry.state is PublicState.LASTSRV]
-    return {"chain": chain.id, "version": chain.version, "lastsrv": lastsrv, "targets": targets}
+    mine = {row["node"] for row in targets}
+    spare = sorted(
+        [t for t in routing.targets.values() if is_free(routing, t)], key=lambda t: (t.node in mine, t.used, t.id)
+    )
+    free = [target.id for target in spare]
+    return {"chain": chain.id, "version": chain.version, "lastsrv": lastsrv, "targets": targets, "free": free}
 
 
 def compare(held: Mapping[int, Mapping[ChunkId, ChunkMeta]]) -> dict[int, Row]:
@@ -139,7 +148,11 @@ async def _chunks(cluster: Cluster, target: int) -> dict[ChunkId, ChunkMeta] | N
         after = reply.chunks[-1].chunk
 
 
-def _choices(chain: int, living: Sequence[int], words: str) -> str:
+def _choices(chain: int, living: Sequence[int], free: Sequence[int], words: str) -> str:
+    lines = []
     if not living:
-        return "None of its targets is alive: bring back a node or disk of one first."
-    return "\n".join([f"fs3 admin chain give-up {chain} --target {target} --accept '{words}'" for target in living])
+        lines.append("None of its targets is alive. If all are gone for good, a free one can begin the chain anew, EMPTY:")
+        if not free:
+            return "None of its targets is alive, and no other is free: bring one back, or add a disk or node."
+    lines += [f"fs3 admin chain give-up {chain} --target {target} --accept '{words}'" for target in (living or free)[:3]]
+    return "\n".join(lines)

@@ -16,7 +16,7 @@ from fs3.api.common import Empty
 from fs3.cli.main import cli
 from fs3.errors import Code, FS3Error
 
-from .support import GIB, LASTSRV, SYNCING, Operator, node, routing
+from .support import GIB, LASTSRV, OFFLINE, SYNCING, Operator, node, routing
 
 
 def operation(state: OperationState = OperationState.DONE, moves: int = 2) -> Operation:
@@ -97,6 +97,20 @@ def test_giving_up_shows_what_is_left_and_wants_the_words(operator: Operator) ->
     done = operator.types("chain give-up 1 --target 10201 --accept", words)
     assert done.exit_code == 0, done.output
     assert operator.cluster.asked[-1] == admin.TargetActionRequest(10201, admin.TargetAction.GIVE_UP, 3)
+
+
+def test_a_chain_of_which_nothing_is_left_can_begin_anew(operator: Operator) -> None:
+    dead = [node(101, alive=False), node(102, alive=False)]
+    info = routing([((10101, LASTSRV), (10201, OFFLINE)), (10302, 10401)], nodes=dead, free=[10103, 10303])
+    operator.on(info, {admin.TARGET_ACTION: Empty()})
+    shown = operator.types("chain give-up 1").output
+    assert "a free one can begin the chain anew, EMPTY" in shown
+    assert "fs3 admin chain give-up 1 --target 10303 --accept 'lose all of chain 1'" in shown
+    assert "--target 10103" not in shown, "it is on a dead node"
+    refused = operator.types("chain give-up 1 --target 10201 --accept x").exception
+    assert isinstance(refused, FS3Error) and "is not one that is free, to begin chain 1 anew: 10303" in refused.message
+    assert operator.types("chain give-up 1 --target 10303 --accept", "lose all of chain 1").exit_code == 0
+    assert operator.cluster.asked[-1] == admin.TargetActionRequest(10303, admin.TargetAction.GIVE_UP, 3, 1)
 
 
 @pytest.mark.parametrize(

@@ -306,20 +306,14 @@ class Chunks:
         self._report.unsettled += 1
 
     async def _decide(self, difference: Difference) -> None:
-        """Which content is right. A later version is; whether a chunk or none, its file says; of two with the same version
-        the one that most targets have."""
-        copies = [copy for copy in difference.copies.values() if copy is not None]
-        if len(copies) < len(difference.copies):
+        """Which content is right; where some have none, the file says whether that is."""
+        if None in difference.copies.values():
             problem = Problem(Fault.ORPHAN_CHUNK.name, difference.chunk.inode)
             outcome = (await self._meta.call(MEND, MendRequest((problem,)))).outcomes[0]
             if outcome.verdict is Verdict.FOUND:
                 difference.decided = True
                 return
-        newest = max([copy[:2] for copy in copies])
-        candidates = Counter([copy for copy in copies if copy[:2] == newest])
-        best, count = candidates.most_common(1)[0]
-        difference.right = best
-        difference.decided = len(candidates) == 1 or 2 * count > len(difference.copies)
+        decide(difference)
 
     async def _tell_differences(self, number: int, differences: list[Difference]) -> None:
         for difference in differences:
@@ -411,6 +405,15 @@ class Chunks:
             if others:
                 action = "the daemon has not repaired it yet: look at its log, and run this again"
         self._report.findings.append(Reported(Fault.DAMAGED_CHUNK, chunk.inode, text, state, action))
+
+
+def decide(difference: Difference) -> None:
+    """Which of several contents is right: the latest version; of two with the same version, what most targets have."""
+    copies = [copy for copy in difference.copies.values() if copy is not None]
+    newest = max([copy[:2] for copy in copies])
+    candidates = Counter([copy for copy in copies if copy[:2] == newest])
+    difference.right, count = candidates.most_common(1)[0]
+    difference.decided = len(candidates) == 1 or 2 * count > len(difference.copies)
 
 
 def _words(difference: Difference) -> str:

@@ -177,7 +177,6 @@ CANARIES: dict[str, tuple[Callable[[], list[Plant]], str]] = {
     **MEDIA_CANARIES,
     **OPERATOR_CANARIES,
     **OFFICE_CANARIES,
-    **OPERATOR_CANARIES,
 }
 """Name -> what to replace, and the shape whose seeds find it soonest."""
 

@@ -128,10 +128,11 @@ class Daemons:
         for _ in range(beats):
             self.beat()
 
-    def submit(self, *moves: Move, at_once: int = 4, drain: tuple[int, ...] = (), token: int = 0) -> int:
+    def submit(self, *moves: Move, at_once: int = 4, drain: tuple[int, ...] = (), token: int = 0, replicas: int = 0) -> int:
         draft = Draft(self.cluster.state)
         token = token or self.cluster.head.revision
-        number = submit(draft, SubmitRequest(token, "test", "a plan", moves, at_once, drain), WALL_MS)
+        request = SubmitRequest(token, "test", "a plan", moves, at_once, drain, 1 if replicas else 0, max(0, replicas))
+        number = submit(draft, request, WALL_MS)
         self.do(draft.done())
         return number
 

@@ -10,7 +10,7 @@ import trio
 
 from fs3.client.connect import connect
 from fuse.fs import FileSystem, FsOptions
-from tests.sim import bank, fscked, hosts, kvcache, namespace, operators, shared, synced, workloads
+from tests.sim import bank, fscked, hosts, kvcache, namespace, operators, settings, shared, synced, workloads
 from tests.sim.canaries import planted
 from tests.sim.cells import CELLS, FILE_CELLS
 from tests.sim.checkers import check_linearizable, check_replicas
@@ -104,8 +104,10 @@ SHAPES = {
         *bank.SHAPES,
         *synced.SHAPES,
         *operators.SHAPES,
+        *settings.SHAPES,
         *fscked.SHAPES,
         *operators.SHAPES,
+        *settings.SHAPES,
     )
 }
 
@@ -260,6 +262,8 @@ SCENARIOS = {
     **bank.SCENARIOS,
     **synced.SCENARIOS,
     **operators.SCENARIOS,
+    **settings.SCENARIOS,
     **fscked.SCENARIOS,
     **operators.SCENARIOS,
+    **settings.SCENARIOS,
 }

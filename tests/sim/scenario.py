@@ -106,8 +106,6 @@ SHAPES = {
         *operators.SHAPES,
         *settings.SHAPES,
         *fscked.SHAPES,
-        *operators.SHAPES,
-        *settings.SHAPES,
     )
 }
 
@@ -264,6 +262,4 @@ SCENARIOS = {
     **operators.SCENARIOS,
     **settings.SCENARIOS,
     **fscked.SCENARIOS,
-    **operators.SCENARIOS,
-    **settings.SCENARIOS,
 }

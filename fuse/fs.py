@@ -8,6 +8,7 @@ Lookup counts: every reply that tells the kernel of an inode (lookup, mknod, cre
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import AsyncIterator, Callable
@@ -27,6 +28,8 @@ from .directory import DOT, DOTDOT, FIRST, Listing, Page
 from .handles import HandleTable, InodeTable, Name, OpenNames
 from .readahead import KernelStore, ReadAhead
 from .writebehind import WriteBehind
+
+logger = logging.getLogger("fs3.fuse.fs")
 
 LISTING_LIMIT = 512
 """Entries asked of meta at once."""
@@ -194,6 +197,14 @@ class FileSystem:
         if known is not None and not attr.xattrs:
             known.bare_since = self._client.env.monotonic()
         return attr
+
+    async def used(self, attr: Attr) -> int:
+        """Bytes that a file's content takes. Where the chains do not tell, its length."""
+        try:
+            return await self._client.used(attr)
+        except FS3Error as error:
+            logger.warning("inode %d: the space that it takes is not known: %s", attr.inode, error)
+            return attr.length
 
     def _buffered_view(self, attr: Attr) -> Attr:
         """`attr` with the length that buffered writes give it."""

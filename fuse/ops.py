@@ -93,7 +93,7 @@ class Operations(pyfuse3.Operations):
         entry.st_ino = attr.inode
         entry.generation = attr.generation
         entry.entry_timeout = self.entry_timeout_s
-        entry.attr_timeout = self.attr_timeout_s
+        entry.attr_timeout = 0.0 if attr.sparse else self.attr_timeout_s  # see getattr
         entry.st_mode = _TYPES[attr.kind] | attr.mode
         entry.st_nlink = attr.nlink
         entry.st_uid = attr.uid
@@ -118,7 +118,13 @@ class Operations(pyfuse3.Operations):
 
     @_posix
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return self._entry(await self._fs.getattr(inode))
+        attr = await self._fs.getattr(inode)
+        entry = self._entry(attr)
+        if attr.sparse:
+            # Only here: others than stat(2) have no use for it, and the chains must be asked.
+            entry.st_blocks = (await self._fs.used(attr) + 511) // 512
+            entry.attr_timeout = self.attr_timeout_s
+        return entry
 
     @_posix
     async def setattr(

@@ -45,6 +45,8 @@ INODE_XATTRS = 2
 """XATR keys may exist."""
 INODE_ACL = 4
 """The inode has an access or a default ACL."""
+INODE_SPARSE = 8
+"""The file may have holes: its length does not tell how much space it takes."""
 
 FORMAT = 1
 """First byte of INOD, SESS, INTN and GCQ_ values; a reader refuses a greater one."""
@@ -225,6 +227,7 @@ class Inode:
             self.data_version,
             self.layout() if kind <= 2 else None,
             self.flags & (INODE_XATTRS | INODE_ACL) != 0,
+            self.flags & INODE_SPARSE != 0,
         )
 
 

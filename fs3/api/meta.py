@@ -42,7 +42,7 @@ class Attr:
     """An inode. length in bytes (a symlink's: of its target). parent: of directories, else 0. truncate_version grows
     with each change of the size by a client, so that a length report from before it is not taken for one after it.
     data_version grows whenever content may have changed (a writer's report, truncation): kernel caches live by it.
-    xattrs: False where it surely has neither extended attributes nor ACLs."""
+    xattrs: False where it surely has neither extended attributes nor ACLs. sparse: it may have holes."""
 
     inode: int
     generation: int
@@ -61,6 +61,7 @@ class Attr:
     data_version: int = 0
     layout: FileLayout | None = None
     xattrs: bool = True
+    sparse: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,8 @@ class OpenReply:
 @dataclass(frozen=True, slots=True)
 class CloseRequest:
     """Ends a session and settles the length: `length_hint` is the end of what this session wrote at truncate_version
-    (-1: it wrote nothing); the file becomes at least that long. wrote: content changed, set mtime."""
+    (-1: it wrote nothing); the file becomes at least that long. wrote: content changed, set mtime. sparse: a write began
+    behind the file's end."""
 
     tag: RequestTag
     client: int
@@ -182,6 +184,7 @@ class CloseRequest:
     length_hint: int
     truncate_version: int
     wrote: bool
+    sparse: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +202,7 @@ class ReportRequest:
     truncate_version: int
     wrote: bool
     sync: bool
+    sparse: bool = False
 
 
 @dataclass(frozen=True, slots=True)

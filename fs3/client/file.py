@@ -72,6 +72,7 @@ from .inode import OpenInode
 from .meta import MetaClient
 from .releases import Releases
 from .settings import nothing
+from .sparse import used_by
 from .storage import ChunkRead, RoutingSource, StorageClient
 
 logger = logging.getLogger("fs3.client.file")
@@ -253,6 +254,11 @@ class FileClient:
     async def access(self, caller: Caller, inode: int, mask: int) -> None:
         """Raises PERMISSION_DENIED."""
         await self._meta.call(ACCESS, AccessRequest(caller, inode, mask))
+
+    async def used(self, attr: Attr) -> int:
+        """Bytes that the chunks of a file hold: less than its length where it has holes."""
+        assert attr.layout is not None
+        return await used_by(attr, attr.layout, await self._table_when_known(attr.layout), self._storage)
 
     async def space(self) -> Space:
         """Capacity and use of all chain tables, and the number of inodes."""
@@ -529,20 +535,22 @@ class FileClient:
     async def _report(self, state: OpenInode, sync: bool = False) -> Attr:
         """Tell meta how far this client wrote. The reply's attributes, as this client sees them."""
         changes = state.changes
+        wrote = changes != state.reported
         session = state.sessions[0] if state.sessions else 0
         reply = await self._meta.change(
             REPORT,
-            lambda tag: ReportRequest(tag, self.node, state.id, session, *state.report, changes != state.reported, sync),
+            lambda tag: ReportRequest(tag, self.node, state.id, session, *state.report, wrote, sync, state.sparse),
         )
         return state.was_reported(changes, reply.attr)
 
     async def _close_session(self, state: OpenInode, session: int) -> None:
         changes = state.changes
         wrote = changes != state.reported
+        end = state.report if wrote else (-1, 0)
         try:
             reply = await self._meta.change(
                 CLOSE,
-                lambda tag: CloseRequest(tag, self.node, state.id, session, *(state.report if wrote else (-1, 0)), wrote),
+                lambda tag: CloseRequest(tag, self.node, state.id, session, *end, wrote, state.sparse),
             )
             state.was_reported(changes, reply.attr)
         finally:

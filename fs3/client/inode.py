@@ -44,6 +44,7 @@ class OpenInode:
         "mtime_ns",
         "reported",
         "sessions",
+        "sparse",
         "unsynced",
         "unsynced_all",
         "unsynced_attr",
@@ -71,6 +72,7 @@ class OpenInode:
         self.reported = 0
         self.failed = 0  # the last of the changes that was a write that failed
         self.mtime_ns = 0  # of the last own write
+        self.sparse = False  # a write of ours began behind the end
         self.unsynced: set[int] = set()
         self.unsynced_all = not fresh
         self.unsynced_attr = True
@@ -111,6 +113,8 @@ class OpenInode:
         # Else somebody cut the file between our writes: told of the older version, meta asks the chains what is left.
         if end > self.end:
             self.end = end
+        if offset > self.length:
+            self.sparse = True
         if end > self.length:
             self.length = end
         self.changes += 1

@@ -13,6 +13,7 @@ from ..schema import (
     DIRECTORY,
     FILE,
     INODE_PENDING,
+    INODE_SPARSE,
     INTENT_TRUNCATE,
     Inode,
     Intent,
@@ -43,6 +44,10 @@ async def set_length(ctx: Context, txn: Txn, inode: Inode, length: int, now_ns: 
         inode.data_version += 1
     elif length > inode.length:
         inode.data_version += 1
+    if length > inode.length:
+        inode.flags |= INODE_SPARSE
+    elif not length:
+        inode.flags &= ~INODE_SPARSE
     inode.length = length
     inode.mtime_ns = inode.ctime_ns = now_ns
 

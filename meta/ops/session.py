@@ -26,6 +26,7 @@ from ..schema import (
     DIRECTORY,
     FILE,
     INODE_PENDING,
+    INODE_SPARSE,
     INODE_XATTRS,
     INTENT_SETTLE,
     SYMLINK,
@@ -93,6 +94,8 @@ async def _take_report(ctx: Context, txn: Txn, inode: Inode, request: CloseReque
     elif hint > inode.length:
         inode.length = hint
         changed = True
+    if request.sparse:
+        inode.flags |= INODE_SPARSE
     if request.wrote:
         inode.mtime_ns = inode.ctime_ns = ctx.now_ns()
         inode.data_version += 1

@@ -68,6 +68,18 @@ def test_all_of_a_file_is_data(mounted: Path) -> None:
         assert error_of(lambda: os.lseek(fd, 6 * MIB, os.SEEK_DATA)) == errno.ENXIO
 
 
+def test_holes_take_no_blocks(mounted: Path) -> None:
+    with opened(mounted / "f") as fd:
+        os.write(fd, bytes(1000))
+        assert os.fstat(fd).st_blocks == 2
+        os.pwrite(fd, b"x" * 1024, 5 * MIB)
+        os.fsync(fd)
+        assert os.fstat(fd).st_blocks == 4
+    os.truncate(mounted / "f", 50 * MIB)
+    assert os.stat(mounted / "f").st_blocks == 4
+    assert [entry.stat().st_blocks for entry in os.scandir(mounted)] == [4]
+
+
 def test_ranges_are_copied(mounted: Path) -> None:
     with opened(mounted / "f") as source, opened(mounted / "g") as target:
         os.write(source, ops.pattern(3, 3 * MIB))

@@ -89,6 +89,21 @@ async def test_what_the_kernel_asks_in_vain_is_answered_here(live: Live) -> None
         assert not fs.is_bare(inode, b"security.capability", 60), "it has attributes, this one or not"
 
 
+async def test_holes_take_no_space(live: Live) -> None:
+    async with mount(live) as (fs, client):
+        opened, attr = await fs.create(ROOT, ROOT_INODE, b"f", 0o644, os.O_WRONLY | os.O_CREAT)
+        await fs.write(opened.handle, 0, b"x" * 100)
+        await fs.write(opened.handle, 100, b"y" * 100)
+        await fs.flush(opened.handle)
+        assert not (await fs.getattr(attr.inode)).sparse
+        await fs.write(opened.handle, 5 * CHUNK_SIZE, b"z" * 100)
+        await fs.release(opened.handle)
+        found = await fs.getattr(attr.inode)
+        assert found.sparse and found.length == 5 * CHUNK_SIZE + 100 and await fs.used(found) == 300
+        await client.setattr(ROOT, attr.inode, length=9 * CHUNK_SIZE)
+        assert await fs.used(await fs.getattr(attr.inode)) == 300
+
+
 async def test_a_directory_is_listed_with_its_dots_and_counts(live: Live) -> None:
     async with mount(live) as (fs, _):
         made = await fs.mknod(ROOT, ROOT_INODE, b"d", FileKind.DIRECTORY, 0o755)

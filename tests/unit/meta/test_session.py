@@ -154,6 +154,18 @@ async def test_an_append_takes_set_id_bits_and_capabilities() -> None:
         assert (await w.call(api.LISTXATTR, api.ListxattrRequest(w.caller, attr.inode))).names == ()
 
 
+async def test_files_that_may_have_holes_are_marked() -> None:
+    async with world() as w:
+        attr = await w.file(R, b"f")
+        await w.open(attr.inode, Access.WRITE)
+        assert not (await w.report(attr, 5)).sparse
+        request = api.ReportRequest(w.tag(), CLIENT, attr.inode, 1, 50, attr.truncate_version, True, False, True)
+        assert (await w.call(api.REPORT, request)).attr.sparse
+        assert not (await w.setattr(attr.inode, length=0)).sparse
+        assert (await w.setattr(attr.inode, length=10)).sparse
+        assert (await w.setattr(attr.inode, length=5)).sparse
+
+
 async def test_an_append_after_a_truncation_asks_the_chains() -> None:
     async with world() as w:
         attr = (await w.create(R, b"f")).attr

@@ -60,6 +60,7 @@ class Plan:
         self.filling: dict[int, None] = {}
         self.former: dict[int, int] = {}  # index -> the index before it that concerns the same chain
         self._last: dict[int, int] = {}  # chain -> the last index that concerns it
+        self._counts = dict.fromkeys(MoveState, 0)
 
     @property
     def active(self) -> bool:
@@ -74,6 +75,9 @@ class Plan:
             if last is not None:
                 self.former[index] = last
             self._last[record.move.chain] = index
+        else:
+            self._counts[self.moves[index].state] -= 1
+        self._counts[record.state] += 1
         self.moves[index] = record
         for state, indices in ((MoveState.WAITING, self.waiting), (MoveState.FILLING, self.filling)):
             if record.state is state:
@@ -87,13 +91,9 @@ class Plan:
 
     def operation(self) -> Operation:
         """What operators are told."""
-        counts = dict.fromkeys(MoveState, 0)
-        for move in self.moves:
-            counts[move.state] += 1
         r = self.record
-        return Operation(
-            r.id, r.kind, r.title, r.state, r.created_ms, r.ended_ms, r.at_once, r.moves, tuple(counts.values())
-        )
+        counts = tuple(self._counts.values())
+        return Operation(r.id, r.kind, r.title, r.state, r.created_ms, r.ended_ms, r.at_once, r.moves, counts)
 
 
 class Operations:

@@ -44,7 +44,8 @@ def chain_give_up(go: Admin, chain: int, target: int | None, accept: str | None)
 
     Only for a chain that no target serves. Shows what each target that is alive holds: `behind` counts chunks of which
     another one has a newer version, `missing` those that another one has. Where none of its targets is alive, a free one can
-    begin the chain anew, empty. First try to bring back the node and disk of the target in state lastsrv.
+    begin the chain anew, empty: what was on it then reads as zeros. First try to bring back the node and disk of the target
+    in state lastsrv.
     """
     found = go.visit(lambda cluster: _look(cluster, chain))
     living, free = [row["target"] for row in found["targets"] if row["alive"]], found["free"]
@@ -70,7 +71,11 @@ def chain_give_up(go: Admin, chain: int, target: int | None, accept: str | None)
         await cluster.call(TARGET_ACTION, request)
 
     go.visit(run)
-    done = f"Target {target} serves chain {chain} now; `fs3 admin fsck` finds what is lost."
+    lost = "what it lacks reads as before the loss, or as zeros" if living else "all that was on it reads as zeros"
+    done = (
+        f"Target {target} serves chain {chain} now; {lost}. `fs3 admin locate PATH` says whether a file lies on it:"
+        " compare such files with their sources, or restore them."
+    )
     go.show({**found, "given_to": target}, lambda: done)
 
 

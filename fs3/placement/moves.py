@@ -8,12 +8,14 @@ that shares the fewest chains with the chain's other nodes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from ..api.admin import Move
 from ..ids import NodeKind
 from ..routing import PublicState, RoutingInfo
 from .design import Solver
+from .heads import spread_heads
 from .place import Placed, place_well
 from .plan import Plan, bad_plan, copied, require_serving, with_heads
 from .rebalance import rebalance
@@ -94,11 +96,8 @@ def set_replicas(routing: RoutingInfo, table: int, replicas: int, pending: Itera
     require_serving(routing, changing)
     more = [Wanted(chain) for chain in changing for _ in range(replicas - len(world.members[chain]))]
     moves = substitutes(world, more, what, replicas) if more else []
-    for chain in changing:
-        while len(world.members[chain]) > replicas:
-            move = Move(chain, drop=_to_drop(world, chain))
-            world.give(move)
-            moves.append(move)
+    while larger := [chain for chain in changing if len(world.members[chain]) > replicas]:
+        moves += _drops(world, larger)
     notes = []
     limit = world.limit(replicas)
     if limit > 1 and replicas > known.replicas:
@@ -136,18 +135,37 @@ def new_chains(
     return place_well(free, replicas, routing.nodes, steps=steps, solver=solver, limit=limit, shared=world.shared)
 
 
-def _to_drop(world: World, chain: int) -> int:
-    """The member that a chain does without most easily."""
+def _drops(world: World, chains: Sequence[int]) -> list[Move]:
+    """One member of each chain leaves it, so that nodes keep equal parts of their targets in chains."""
+    options = [_droppable(world, chain) for chain in chains]
+    places = [[world.targets[target].node for target in targets] for targets in options]
+    kept = (sum(world.load.values()) - len(chains)) / sum(world.size.values())
+    ideal = {node: world.load[node] - kept * size for node, size in world.size.items()}
+    found = []
+    taken: Counter[int] = Counter()
+    for nodes in places:
+        found.append(max(nodes, key=lambda node: ideal[node] - taken[node]))
+        taken[found[-1]] += 1
+    found = spread_heads(places, found, ideal)  # who drops one is chosen as who leads one is
+    moves = []
+    for chain, targets, nodes, node in zip(chains, options, places, found, strict=True):
+        moves.append(Move(chain, drop=targets[nodes.index(node)]))
+        world.give(moves[-1])
+    return moves
+
+
+def _droppable(world: World, chain: int) -> list[int]:
+    """The members that a chain does without most easily: at least one, and never the last that serves."""
     states = {entry.target: entry.state for entry in world.routing.chains[chain].targets}
     members = world.members[chain]
     serving = [t for t in members if states.get(t) is PublicState.SERVING]
-    places = [world.domain.get(world.targets[t].node) for t in members]
-
-    def cost(target: int) -> tuple[bool, int, float, bool, int]:
-        node = world.targets[target].node
-        return target in serving, -places.count(world.domain.get(node)), -world.fill(node), target == serving[0], target
-
-    return min([t for t in members if serving != [t]], key=cost)
+    if len(serving) < len(members):
+        return [t for t in members if t not in serving]
+    domains = [world.domain.get(world.targets[t].node) for t in members]
+    most = max([domains.count(domain) for domain in domains])
+    crowded = [t for t, domain in zip(members, domains, strict=True) if domains.count(domain) == most]
+    # Leads are even as they are; the head stays where another can go.
+    return [t for t in crowded if t != serving[0]] or crowded
 
 
 def _check_idle(world: World, chains: Iterable[int]) -> None:

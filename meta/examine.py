@@ -29,6 +29,7 @@ BATCH = 64
 ROUNDS_MAX = 6
 """Surveys of one part: one repair may show what else is wrong."""
 PAUSE_S = 0.5
+PARTS_MAX = 1024
 
 _TAGS = (b"INOD", b"DENT", b"DSUB", b"DTIM", b"GCQ_", b"IBLK", b"INTN", b"SESS", b"STAT", b"XATR")
 """What is read: inodes first, see Problem.ctime_ns. Records of requests have no rules; other keys may be mgmtd's."""
@@ -114,25 +115,26 @@ class Names:
         self._progress = progress
         self._repair = repair
         self._reported: set[tuple[Fault, int, int, bytes]] = set()
+        self._uncounted = False  # the count of inodes could not be compared
 
     async def parts(self, at_once: int) -> int:
-        """Into how many parts the store has to be cut."""
-        files = (await self._meta.call(STATFS, Empty())).files
-        return max(1, -(-max(files, 0) // max(1, at_once)))
+        """Into how many parts the store has to be cut, by its own count of inodes."""
+        return parts_of((await self._meta.call(STATFS, Empty())).files, at_once)
 
     async def check(self, part: int, parts: int) -> Survey:
         """Check one part, and repair it if asked to; returns the last survey of it."""
+        self._uncounted = False
         quiet = 0
         rounds = ROUNDS_MAX
         while True:
             found = await self._survey(part, parts)
             tables = self._tables()
             findings = [*check(found), *check_layouts(found, tables)]
-            again, unsettled = await self._judge(found, findings)
             rounds -= 1
+            again, unsettled = await self._judge(found, findings, rounds == 0)
             quiet = 0 if again else quiet + 1
             if rounds == 0 or (not again and not unsettled) or quiet > 2:
-                self._report.unsettled += unsettled
+                self._report.unsettled += unsettled + self._uncounted
                 return found
             await trio.sleep(PAUSE_S)
 
@@ -154,34 +156,49 @@ class Names:
         self._report.inodes = found.records["INOD"]
         return found
 
-    async def _judge(self, found: Survey, findings: Sequence[Finding]) -> tuple[bool, int]:
-        """Have all findings looked at again. Returns whether something was repaired, and how many could not be decided."""
+    async def _judge(self, found: Survey, findings: Sequence[Finding], last: bool) -> tuple[bool, int]:
+        """Have all findings looked at again. last: what only another repair would put right is told now. Returns whether
+        there is reason for another survey, and how many findings could not be decided."""
         again = False
         unsettled = 0
         problems = problems_of(found, findings)
         for at in range(0, len(problems), BATCH):
             batch = problems[at : at + BATCH]
-            reply = await self._meta.call(MEND, MendRequest(tuple(batch), self._repair))
-            for finding, outcome in zip(findings[at : at + BATCH], reply.outcomes, strict=True):
-                if outcome.verdict is Verdict.GONE:
-                    continue
-                if outcome.verdict is Verdict.UNSETTLED:
+            outcomes = (await self._meta.call(MEND, MendRequest(tuple(batch)))).outcomes
+            for finding, problem, outcome in zip(findings[at : at + BATCH], batch, outcomes, strict=True):
+                if self._repair and outcome.verdict is Verdict.FOUND:
+                    outcome = await self._mend(problem)
+                if outcome.verdict is Verdict.UNSETTLED and finding.fault is Fault.WRONG_COUNT:
+                    self._uncounted = True  # of a big store that is in use, and no survey will be better
+                elif outcome.verdict is Verdict.UNSETTLED:
                     unsettled += 1
-                    continue
-                again = again or outcome.verdict is Verdict.MENDED
-                self._tell(finding, outcome)
+                elif outcome.verdict is Verdict.FOUND and self._repair and not last:
+                    again = True
+                elif outcome.verdict is not Verdict.GONE:
+                    again = again or outcome.verdict is Verdict.MENDED
+                    self._tell(finding, outcome)
             self._progress("looking again", at + len(batch), len(problems))
         return again, unsettled
+
+    async def _mend(self, problem: Problem) -> Outcome:
+        """Repair what was found just now."""
+        outcome = (await self._meta.call(MEND, MendRequest((problem,), True))).outcomes[0]
+        if outcome.verdict is Verdict.GONE:  # by the repair of another one, or by a request whose reply was lost
+            return Outcome(Verdict.MENDED, "it is so no more")
+        return outcome
 
     def _tell(self, finding: Finding, outcome: Outcome) -> None:
         key = (finding.fault, finding.inode, finding.parent, finding.name)
         if key in self._reported and outcome.verdict is not Verdict.MENDED:
             return
         self._reported.add(key)
-        text = finding.text
-        self._report.findings.append(
-            Reported(finding.fault, finding.inode, text, state_of(outcome, self._repair), outcome.text)
-        )
+        state = state_of(outcome, self._repair)
+        self._report.findings.append(Reported(finding.fault, finding.inode, finding.text, state, outcome.text))
+
+
+def parts_of(inodes: int, at_once: int) -> int:
+    """Into how many parts a store of so many inodes is cut, so that each has about `at_once`."""
+    return min(PARTS_MAX, max(1, -(-inodes // max(1, at_once))))
 
 
 def paths_of(found: Survey, wanted: Set[int]) -> dict[int, str]:

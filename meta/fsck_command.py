@@ -24,7 +24,7 @@ from fs3.errors import Code, FS3Error
 from fs3.rpc.client import RpcClient
 from fs3.transport.registry import Transports
 
-from .examine import INODES_AT_ONCE, Names, Progress, Report, add_paths, holes_of
+from .examine import INODES_AT_ONCE, Names, Progress, Report, add_paths, holes_of, parts_of
 from .examine_chunks import Chunks
 
 REACH_S = 10.0
@@ -50,8 +50,12 @@ async def examine(
     names = Names(env, meta, lambda: dict(mgmtd.routing.tables), report, progress, repair=repair)
     contents = Chunks(env, rpc, mgmtd, meta, report, progress, repair=repair)
     parts = await names.parts(inodes_at_once)
+    found = await names.check(0, parts)
+    if parts_of(found.records["INOD"], inodes_at_once) != parts:  # the store's own count was wrong
+        parts = parts_of(found.records["INOD"], inodes_at_once)
+        found = await names.check(0, parts)
     for part in range(parts):
-        found = await names.check(part, parts)
+        found = found if part == 0 else await names.check(part, parts)
         if chunks:
             await contents.check(found, count=holes)
         add_paths(report, found)

@@ -56,6 +56,8 @@ logger = logging.getLogger("fs3.meta.mend")
 
 LOST_AND_FOUND = b"lost+found"
 PAGE = 1000
+READ_S = 2.0
+"""How long one look may read: a transaction lasts no longer than 5 s, and so does the patience of who asked."""
 IDS_END_MAX = 1 << 48
 """Ids of inodes are not moved beyond this for the sake of a chunk that says it has such a one."""
 
@@ -193,7 +195,7 @@ async def _unreachable(ctx: Context, txn: Txn, problem: Problem, repair: bool) -
     if inode is None or inode.id == ROOT_INODE or await _still(txn, problem.names, inode.id):
         return GONE
     if inode.kind == DIRECTORY:
-        if await _has_entry(txn, inode.parent, inode.id):
+        if await _has_entry(ctx, txn, inode.parent, inode.id):
             return GONE
     elif inode.nlink == 0 and await has_session(txn, inode.id):
         return GONE
@@ -207,15 +209,25 @@ async def _unreachable(ctx: Context, txn: Txn, problem: Problem, repair: bool) -
     return await _reconnect(ctx, txn, inode)
 
 
-async def _has_entry(txn: Txn, directory: int, inode: int) -> bool:
+async def _has_entry(ctx: Context, txn: Txn, directory: int, inode: int) -> bool:
     """Whether a directory has an entry that names the inode."""
-    begin, end = span(entry_key(directory, b""))
+    named = await _sum(ctx, txn, entry_key(directory, b""), lambda value: unpack_entry(value)[0] == inode, snapshot=False)
+    return named > 0
+
+
+async def _sum(ctx: Context, txn: Txn, prefix: bytes, wanted: Callable[[bytes], bool], *, snapshot: bool) -> int:
+    """How many of the values, whose keys have a prefix, are wanted. Raises TRANSACTION_TOO_OLD, without hope, where there
+    are too many of them to be read in one transaction."""
+    begin, end = span(prefix)
+    until = ctx.env.monotonic() + READ_S
+    count = 0
     while True:
-        pairs = await txn.get_range(begin, end, limit=PAGE)
-        if any(unpack_entry(value)[0] == inode for _, value in pairs):
-            return True
+        pairs = await txn.get_range(begin, end, limit=PAGE, snapshot=snapshot)
+        count += sum([wanted(value) for _, value in pairs])
         if len(pairs) < PAGE:
-            return False
+            return count
+        if ctx.env.monotonic() >= until:
+            raise FS3Error(Code.TRANSACTION_TOO_OLD, "too many records to read them all at one moment", retryable=False)
         begin = pairs[-1][0] + b"\0"
 
 
@@ -281,7 +293,7 @@ async def _loop(ctx: Context, txn: Txn, problem: Problem, repair: bool) -> Outco
         way.add(at)
     else:
         top = await resolve.load(txn, at)
-        if top is None or top.kind != DIRECTORY or await _has_entry(txn, top.parent, at):
+        if top is None or top.kind != DIRECTORY or await _has_entry(ctx, txn, top.parent, at):
             return GONE if top is not None else FOUND  # an entry in a directory that is gone is a finding of its own
         return await _reconnect(ctx, txn, top) if repair else FOUND
     if not repair:
@@ -319,14 +331,8 @@ async def _wrong_subdirectories(ctx: Context, txn: Txn, problem: Problem, repair
     if inode is None or inode.kind != DIRECTORY:
         return GONE
     counted = unpack_counter(await txn.get(subdirectories_key(number), snapshot=True))
-    begin, end = span(entry_key(number, b""))
-    count = 0
-    while True:
-        pairs = await txn.get_range(begin, end, limit=PAGE, snapshot=True)
-        count += sum([unpack_entry(value)[1] == DIRECTORY for _, value in pairs])
-        if len(pairs) < PAGE:
-            break
-        begin = pairs[-1][0] + b"\0"
+    entries = entry_key(number, b"")
+    count = await _sum(ctx, txn, entries, lambda value: unpack_entry(value)[1] == DIRECTORY, snapshot=True)
     if count == counted:
         return GONE
     if not repair:
@@ -418,14 +424,7 @@ async def _wrong_count(ctx: Context, txn: Txn, problem: Problem, repair: bool) -
     """By snapshot: the difference is right at its instant, and adding it is right at any. A store that takes longer to read
     than a transaction may last is not decided."""
     counted = unpack_counter(await txn.get(STAT_INODES, snapshot=True))
-    begin, end = span(b"INOD")
-    count = 0
-    while True:
-        pairs = await txn.get_range(begin, end, limit=PAGE, snapshot=True)
-        count += len(pairs)
-        if len(pairs) < PAGE:
-            break
-        begin = pairs[-1][0] + b"\0"
+    count = await _sum(ctx, txn, b"INOD", lambda value: True, snapshot=True)
     if count == counted:
         return GONE
     if not repair:

@@ -9,7 +9,8 @@ from fs3.api.meta_admin import MEND, EntryRef, MendRequest, Problem, Verdict
 from fs3.errors import Code
 from fs3.kv.memory import MemoryEngine
 from fs3.routing import Table
-from meta.examine import Names, Report, Reported, add_paths, holes_of, paths_of
+from meta import mend
+from meta.examine import Names, Report, Reported, add_paths, holes_of, parts_of, paths_of
 from meta.fsck import Fault, survey
 from meta.schema import DIRECTORY, Inode, entry_key, inode_key, pack_entry, pack_times, times_key
 from tests.unit.meta.test_fsck import SPOILT, Store, a_store, edit
@@ -216,3 +217,19 @@ async def test_findings_and_holes_have_their_paths(autojump_clock: object) -> No
     (hole,) = holes_of(survey(store.items()), {of["file"]: 1})
     assert (hole.inode, hole.chunks, hole.absent) == (of["file"], 3, 2) and hole.path
     assert holes_of(survey(store.items()), {of["file"]: 3}) == []
+
+
+async def test_what_is_too_much_for_one_moment_is_not_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mend, "PAGE", 1)
+    monkeypatch.setattr(mend, "READ_S", 0.0)
+    async with world() as w:
+        await w.file(R, b"a")
+        await w.file(R, b"b")
+        problems = (Problem(Fault.WRONG_COUNT.name, 0), Problem(Fault.WRONG_SUBDIRECTORIES.name, R))
+        reply = await w.call(MEND, MendRequest(problems, True))
+        assert [each.verdict for each in reply.outcomes] == [Verdict.UNSETTLED] * 2
+        assert "too many records" in reply.outcomes[0].text
+
+
+async def test_a_count_that_is_far_off_does_not_cut_the_store_into_parts() -> None:
+    assert [parts_of(inodes, 10) for inodes in (-5, 0, 10, 11, 10**12)] == [1, 1, 1, 2, 1024]

@@ -12,8 +12,8 @@ from .design import Design, Problem, Solver, design
 from .order import in_order, on_disks
 from .topology import domain_limit, domain_of
 
-QUICK_STEPS = 20_000
-"""Of the local search, where somebody waits: some 50 ms."""
+QUICK_STEPS = 60_000
+"""Of the local search, where somebody waits: some 150 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,9 @@ def place(targets: Iterable[Target], replicas: int, nodes: Mapping[int, Node]) -
     equally many chains, and share about as many with each other node. The same targets give the same chains. nodes: by
     id; one that is absent is a failure domain of its own. Raises BAD_PLACEMENT where not a single chain can be made.
     """
-    return place_well(targets, replicas, nodes, steps=QUICK_STEPS).chains
+    known = list(targets)
+    few = 1_000 + 300 * len({target.node for target in known}) ** 2  # what is not found soon then is not there
+    return place_well(known, replicas, nodes, steps=min(QUICK_STEPS, few)).chains
 
 
 def place_well(

@@ -133,6 +133,13 @@ class ClientSettings:
         at_most=3_600_000,
         help="how long an fsync is tried before the program gets an error",
     )
+    meta_timeout: int = option(
+        30_000,
+        unit="ms",
+        at_least=1_000,
+        at_most=3_600_000,
+        help="how long a call on names and attributes is tried before the program gets an error",
+    )
     log_level: str = option("info", help="how much to log", choices=LEVELS)
 
 
@@ -224,6 +231,7 @@ KINDS = {
             "mgmtd": _BEFORE,
             "read_only": _AT_MOUNT,
             "allow_other": _AT_MOUNT,
+            "atime": "it is part of how this mount was made",
             "xattrs": "the kernel asks once, and keeps to the answer until it is mounted anew",
             "write_behind": "it decides what a crash may lose, which is for who mounts to decide",
             "state": "it is read before the mount registers",

@@ -62,7 +62,8 @@ async def connect(
             storage = StorageClient(env, rpc, mgmtd, client_id, host)
             client = FileClient(env, meta, storage, mgmtd, registration.node)
             registration.renewed = client.reopen_sessions
-            client.settings, central.apply = central.settings, client.use_settings
+            client.begin_with(central.settings)
+            central.apply = client.use_settings
             nursery.start_soon(client.run_reports)
             nursery.start_soon(client.releases.run)
             try:

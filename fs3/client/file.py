@@ -128,9 +128,14 @@ class FileClient:
         self.on_settings: Callable[[ClientSettings], Awaitable[None]] = nothing
         """Called with what was changed in mgmtd, for a mount that has settings of its own use."""
 
+    def begin_with(self, settings: ClientSettings) -> None:
+        """Work with these, before anything else."""
+        self.settings = settings
+        self._meta.call_s = settings.meta_timeout / 1000
+
     async def use_settings(self, settings: ClientSettings) -> None:
         """Work with these from now on."""
-        self.settings = settings
+        self.begin_with(settings)
         await self.on_settings(settings)
 
     # Names

@@ -18,13 +18,12 @@ from .storage import Caller, RoutingSource
 logger = logging.getLogger("fs3.client.meta")
 
 ATTEMPT_S = 5.0
-CALL_S = 30.0
 COMPLAIN_AFTER_S = 2.0
 BACKOFF = Backoff()
 
 
 class MetaClient:
-    """Calls meta's methods. Every call retries until its deadline (CALL_S from now unless given), then raises
+    """Calls meta's methods. Every call retries until its deadline (`call_s` from now unless given), then raises
     DEADLINE_EXCEEDED; what the daemon itself refuses is raised as it is.
 
     client_id: the random id of this process incarnation, for request tags.
@@ -39,6 +38,7 @@ class MetaClient:
         self._addresses: tuple[str, ...] = ()
         self._current = ""
         self._turn = client_id
+        self.call_s = 30.0
         self.changes = 0
         """Grows when a change begins and when it ends: what was read from meta in between may be out of date."""
 
@@ -46,7 +46,7 @@ class MetaClient:
         """Send a request that changes nothing, or that carries its own tag already."""
         now = self._env.monotonic()
         if deadline is None:
-            deadline = now + CALL_S
+            deadline = now + self.call_s
         attempt = 0
         tried: set[str] = set()
         while True:

@@ -135,7 +135,7 @@ def config_diff(go: Admin, kind: str, old: int | None, new: int | None) -> None:
 
     before, after = go.visit(gather)
     rows = diff_rows(chosen, before, after)
-    title = f"{kind}: version {before.version or 'of defaults'} to {after.version}"
+    title = f"{kind}: {f'version {before.version}' if before.version else 'defaults'} -> version {after.version}"
     found = {"kind": kind, "old": before.version, "new": after.version, "changes": rows}
     go.show(found, lambda: [title, rows_table(rows, "key old new") if rows else "no difference"])
 

@@ -23,18 +23,22 @@ from .submit import check_apart, check_free
 
 PATIENCE_S = 600.0
 """A move fails when its target was offline for so long."""
+FORGIVEN_S = 60.0
+"""One that is offline again within so long was never back, such as one whose full disk stops its filling again and again."""
 LOOKED_AT_MAX = 2_000
 """Waiting moves of an operation that are looked at in one step."""
 
 Disk = tuple[int, int]
 """(node, disk)"""
+Absences = dict[int, tuple[float, float]]
+"""Target of a move -> since when it is offline, and when it was so last."""
 
 
 class Mover:
     """Takes the steps. Remembers nothing that must last."""
 
     def __init__(self) -> None:
-        self._missing: dict[int, float] = {}  # target of a move -> since when it is offline
+        self._missing: Absences = {}
 
     def step(self, draft: Draft, now: float, wall_ms: int = 0) -> None:
         """Do what can be done now. now: monotonic seconds. wall_ms: 0 where the time of day is not known; what ends, ends
@@ -82,11 +86,11 @@ class _Outcome:
 class _Step:
     """One look at all that is under way."""
 
-    def __init__(self, draft: Draft, now: float, missing: dict[int, float], disks: frozenset[Disk] = frozenset()) -> None:
+    def __init__(self, draft: Draft, now: float, missing: Absences, disks: frozenset[Disk] = frozenset()) -> None:
         self._draft = draft
         self._now = now
         self._known_missing = missing
-        self.missing: dict[int, float] = {}
+        self.missing: Absences = {}
         self._disks = set(disks)  # that receive
         self._busy: dict[int, int] = {}  # operation -> moves under way that wait for nobody else
 
@@ -249,14 +253,17 @@ class _Step:
             self._disks.add((target.node, target.disk))
 
     def _is_missing(self, target: int) -> bool:
-        missing = self._draft.local(target) is LocalState.OFFLINE
-        if missing:
-            self.missing[target] = self._known_missing.get(target, self._now)
-        return missing
+        offline = self._draft.local(target) is LocalState.OFFLINE
+        known = self._known_missing.get(target)
+        if offline:
+            self.missing[target] = (known[0] if known is not None else self._now, self._now)
+        elif known is not None and self._now - known[1] < FORGIVEN_S:
+            self.missing[target] = known
+        return offline
 
     def _missing_for(self, target: int) -> _Outcome:
         """For a target that is missing."""
-        since = self.missing[target]
+        since = self.missing[target][0]
         note = f"target {target} is offline"
         return _failed(f"{note} for {PATIENCE_S:.0f} s") if self._now - since >= PATIENCE_S else _stuck(note)
 

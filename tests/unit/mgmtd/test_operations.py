@@ -492,3 +492,22 @@ def test_history_is_bounded() -> None:
     kept = sorted(bench.cluster.state.operations.plans)
     assert kept == list(range(6, KEPT_MAX + 6))
     assert [record.id for record in bench.saved.operations] == kept
+
+
+def test_receiver_that_stops_again_and_again_is_given_up() -> None:
+    """Its disk is full: it gives up, tries again after a while, and gives up."""
+    bench = Daemons()
+    bench.slow.add(40)
+    number = bench.submit(Move(1, 40, 10))
+    bench.rest(3)
+    for _ in range(31):
+        for full in (True, False):
+            bench.failed = {40} if full else set()
+            bench.beat(0.1)
+            bench.now += 9.9
+            for node in (1, 2, 3, 4, 5):
+                bench.start(node)
+    bench.failed = {40}
+    bench.beat()
+    assert bench.states(number) == [FAILED] and "target 40 is offline for 600 s" in bench.notes(number)[0]
+    assert sorted(bench.serving()) == [10, 20, 30] and bench.target(40).chain == 0

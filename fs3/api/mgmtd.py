@@ -24,10 +24,10 @@ class TargetReport:
     capacity: int
     used: int
     chain_version: int = 0
-
-
     chain: int = 0
     obeyed: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class RegisterRequest:
     """A daemon or client begins an incarnation. node: 0 asks for a fresh id (clients). kind: ids.NodeKind.

@@ -34,6 +34,7 @@ from .shows import progress as resync_progress
 OVER = (OperationState.DONE, OperationState.FAILED, OperationState.CANCELLED)
 
 _POLL_S = 1.0
+_LOOK_PART = 5
 _RATE_WINDOW_S = 30.0
 _PATIENCE_S = 120.0
 """How long a watcher goes on asking while no mgmtd answers."""
@@ -238,6 +239,7 @@ class Watcher:
     async def _watch(self, shown: Callable[[Operation, Standing], None]) -> Operation:
         silent_since: float | None = None
         while True:
+            began_at = self._cluster.env.monotonic()
             try:
                 operation, now, moves = await self._look()
             except FS3Error as error:
@@ -254,7 +256,8 @@ class Watcher:
                 self._report(operation, now, moves)
                 if operation.state in OVER:
                     return operation
-            await trio.sleep(_POLL_S)
+            # A look at thousands of moves costs mgmtd something: it is to be a small part of the time.
+            await trio.sleep(max(_POLL_S, _LOOK_PART * (self._cluster.env.monotonic() - began_at)))
 
     async def _look(self) -> tuple[Operation, Standing, list[MoveStatus]]:
         await self._cluster.reload()

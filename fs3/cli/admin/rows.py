@@ -18,10 +18,13 @@ Row = dict[str, Any]
 def node_rows(routing: RoutingInfo) -> list[Row]:
     """Daemons, but no clients, by id. targets: how many it has; in_chains, free, retired: of them."""
     rows = []
+    targets: dict[int, list[Target]] = {}
+    for target in routing.targets.values():
+        targets.setdefault(target.node, []).append(target)
     for _, node in sorted(routing.nodes.items()):
         if node.kind == NodeKind.CLIENT:
             continue
-        own = [target for target in routing.targets.values() if target.node == node.id]
+        own = targets.get(node.id, [])
         rows.append(
             {
                 "node": node.id,

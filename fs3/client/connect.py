@@ -62,7 +62,7 @@ async def connect(
             storage = StorageClient(env, rpc, mgmtd, client_id, host)
             client = FileClient(env, meta, storage, mgmtd, registration.node)
             registration.renewed = client.reopen_sessions
-            client.begin_with(central.settings)
+            await client.use_settings(central.settings)
             central.apply = client.use_settings
             nursery.start_soon(client.run_reports)
             nursery.start_soon(client.releases.run)

@@ -65,14 +65,14 @@ from ..checksum import Buffer
 from ..env import Env
 from ..errors import Code, FS3Error
 from ..ids import ChunkId, RequestTag
-from ..layout import FILE_LENGTH_MAX, Extent, FileLayout, split
+from ..layout import FILE_LENGTH_MAX, Extent, split
 from ..settings import ClientSettings
 from .each import each
 from .inode import OpenInode
 from .meta import MetaClient
+from .placed import table_of, table_when_known, used_by
 from .releases import Releases
 from .settings import nothing
-from .sparse import used_by
 from .storage import ChunkRead, RoutingSource, StorageClient
 
 logger = logging.getLogger("fs3.client.file")
@@ -125,17 +125,12 @@ class FileClient:
         self._inodes: dict[int, OpenInode] = {}  # those with open handles
         self.releases = Releases(meta, node)
         self.settings = ClientSettings()
-        self.on_settings: Callable[[ClientSettings], Awaitable[None]] = nothing
-        """Called with what was changed in mgmtd, for a mount that has settings of its own use."""
-
-    def begin_with(self, settings: ClientSettings) -> None:
-        """Work with these, before anything else."""
-        self.settings = settings
-        self._meta.call_s = settings.meta_timeout / 1000
+        self.on_settings: Callable[[ClientSettings], Awaitable[None]] = nothing  # a mount uses some itself
 
     async def use_settings(self, settings: ClientSettings) -> None:
         """Work with these from now on."""
-        self.begin_with(settings)
+        self.settings = settings
+        self._meta.call_s = settings.meta_timeout / 1000
         await self.on_settings(settings)
 
     # Names
@@ -263,7 +258,8 @@ class FileClient:
     async def used(self, attr: Attr) -> int:
         """Bytes that the chunks of a file hold: less than its length where it has holes."""
         assert attr.layout is not None
-        return await used_by(attr, attr.layout, await self._table_when_known(attr.layout), self._storage)
+        table = await table_when_known(self._mgmtd, attr.layout, self.settings.io_timeout / 1000)
+        return await used_by(attr, attr.layout, table, self._storage)
 
     async def space(self) -> Space:
         """Capacity and use of all chain tables, and the number of inodes."""
@@ -329,10 +325,10 @@ class FileClient:
         layout = attr.layout
         if attr.kind is not FileKind.FILE or layout is None:
             raise FS3Error(Code.INVALID, f"inode {attr.inode} is no regular file")
-        table = self._table(layout)
+        table = table_of(self._mgmtd.routing, layout)
         if table is None:
             try:
-                table = await self._table_when_known(layout)
+                table = await table_when_known(self._mgmtd, layout, self.settings.io_timeout / 1000)
             except BaseException:
                 if session:
                     self.releases.add(attr.inode, session)
@@ -585,20 +581,3 @@ class FileClient:
     def any_open(self) -> bool:
         """Whether this client has any file open."""
         return bool(self._inodes)
-
-    # Layout
-
-    def _table(self, layout: FileLayout) -> tuple[int, ...] | None:
-        """The chains of a file's table as of the file's making; None where routing does not know them yet."""
-        table = self._mgmtd.routing.tables.get(layout.table)
-        return table.chains_at(layout.table_version) if table is not None else None
-
-    async def _table_when_known(self, layout: FileLayout) -> tuple[int, ...]:
-        with trio.move_on_after(self.settings.io_timeout / 1000):
-            while True:
-                version = self._mgmtd.routing.version
-                table = self._table(layout)
-                if table is not None:
-                    return table
-                await self._mgmtd.wait_change(version)
-        raise FS3Error(Code.NO_ROUTING, f"version {layout.table_version} of chain table {layout.table} is unknown")

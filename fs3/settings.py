@@ -20,6 +20,9 @@ from .log import LEVELS
 
 _MIB = 1024 * 1024
 
+OVERRIDDEN = "its own file or flags say"
+"""How the complaint begins of a daemon that keeps to values of its own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MgmtdSettings:
@@ -110,9 +113,7 @@ class ClientSettings:
     read_ahead: int = option(
         8 * _MIB, unit="bytes", at_least=0, help="how far to read ahead of sequential readers; 0 = not at all"
     )
-    read_cache: int = option(
-        128 * _MIB, unit="bytes", at_least=0, help="memory for what was read ahead, of the whole mount"
-    )
+    read_cache: int = option(128 * _MIB, unit="bytes", at_least=0, help="memory for what was read ahead, of the whole mount")
     kernel_read_ahead: int = option(
         4 * _MIB, unit="bytes", at_least=0, help="the kernel's own read-ahead on this mount (set when root)"
     )
@@ -299,7 +300,7 @@ def merged(kind: Kind, own: Any, central: Mapping[str, str]) -> tuple[Any, list[
         elif value != values[key]:
             overridden.append(f"{key}={show(hot[key], values[key])}")
     if overridden:
-        problems.insert(0, f"its own file or flags say {', '.join(overridden)}")
+        problems.insert(0, f"{OVERRIDDEN} {', '.join(overridden)}")
     return kind.hot(**values), problems
 
 

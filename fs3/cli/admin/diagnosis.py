@@ -15,6 +15,7 @@ from ...api.common import StatusReply
 from ...ids import NodeKind
 from ...placement.topology import domain_of, limit_in
 from ...routing import Chain, LocalState, Node, PublicState, RoutingInfo, Target
+from ...settings import OVERRIDDEN
 from .common import ranges
 from .rows import counted, is_free, node_id, percent, wanted_replicas
 from .shows import progress
@@ -334,8 +335,8 @@ def _together(facts: Facts) -> Iterator[Advice]:
                 f"{counted(len(found), 'chain')} ({ranges(found)}) {'has' if len(found) == 1 else 'have'} more replicas"
                 f" on one {where} than need be",
                 f"the loss of that {where} takes them all",
-                f"`fs3 admin replace NODE/DISK` of one of them moves it elsewhere, such as"
-                f" `fs3 admin replace {example.node}/{example.disk}`",
+                f"`fs3 admin rebalance` moves them apart where it can; `fs3 admin replace {example.node}/{example.disk}`"
+                " moves what one disk has elsewhere",
             )
 
 
@@ -505,8 +506,10 @@ def _chunks(facts: Facts) -> Iterator[Advice]:
 def _configs(facts: Facts) -> Iterator[Advice]:
     for use in facts.uses:
         if use.problem:
+            # A daemon may have a value of its own for good; what it cannot use is another matter.
+            own = use.problem.startswith(OVERRIDDEN) and ";" not in use.problem
             yield Advice(
-                WARNING,
+                NOTE if own else WARNING,
                 "config-not-used",
                 f"{use.kind} node {use.node} does not use the latest settings: {use.problem}",
                 "what its own file or flags say counts more than what mgmtd says",

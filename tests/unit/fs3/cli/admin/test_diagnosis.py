@@ -18,6 +18,7 @@ from fs3.cli.admin.diagnosis import ERROR, KINDS, NOTE, WARNING, Advice, Facts, 
 from fs3.cli.main import cli
 from fs3.ids import NodeKind
 from fs3.routing import LocalState, Target
+from fs3.settings import OVERRIDDEN
 
 from .support import GIB, LASTSRV, OFFLINE, SYNCING, Operator, node, routing
 
@@ -103,7 +104,7 @@ CASES: dict[str, tuple[str, Facts, str]] = {
     "heads-uneven": (
         NOTE, Facts(routing([(10101, 10201), (10102, 10301), (10103, 10202), (10104, 10302)])), "node 101 leads 4"
     ),
-    "config-not-used": (WARNING, Facts(routing(), uses=(ConfigUse(101, "storage", 2, "its file sets x"),)), "sets x"),
+    "config-not-used": (WARNING, Facts(routing(), uses=(ConfigUse(101, "storage", 2, "key 'x': unknown"),)), "'x'"),
     "no-room": (NOTE, Facts(routing(free=())), "2 targets in chains, could be drained: 0 are free"),
 }  # fmt: skip
 
@@ -133,6 +134,11 @@ def test_who_must_come_back_is_named() -> None:
     advice = diagnose(facts)[0]
     assert "node 101 has what was written last" in advice.why
     assert advice.way_out.startswith("start its daemon; if that is gone for good, `fs3 admin chain give-up 1`")
+
+
+def test_a_value_of_its_own_is_no_trouble() -> None:
+    uses = (ConfigUse(101, "storage", 2, f"{OVERRIDDEN} log_level=debug"),)
+    assert [advice.severity for advice in diagnose(Facts(routing(), uses=uses))] == [NOTE]
 
 
 def test_the_worst_comes_first() -> None:

@@ -45,7 +45,7 @@ from .lease import RENEWALS_PER_LEASE, PrimaryLease, held_s
 from .lease import lease_ms as primary_lease_ms
 from .publisher import Publisher
 from .registration import TOGETHER_MAX
-from .state import Change
+from .state import Change, Saved
 from .store import Store
 
 logger = logging.getLogger("fs3.mgmtd.service")
@@ -199,7 +199,7 @@ class MgmtdService:
             epoch = self._lease.epoch
             try:
                 with trio.fail_after(COMMIT_MS_MAX / 1000):
-                    saved = await self._store.load(epoch, f"{self._env.random.getrandbits(64):016x}")
+                    saved = await self._load(epoch)
                     timing = self._configs.use(Configs(saved.configs).latest("mgmtd"))
                     cluster = Cluster(saved, timing, self._env.monotonic())
                     me = self._me
@@ -216,6 +216,30 @@ class MgmtdService:
             self._cluster, self._epoch = cluster, epoch
             self._publisher.begin(cluster, change, before)
             logger.info("primary of cluster %s at epoch %d, routing version %d", saved.head.cluster, epoch, cluster.version)
+
+    async def _load(self, epoch: int) -> Saved:
+        """All that is stored, while the lease is renewed: of a big cluster that takes longer than a lease."""
+        saved: Saved | FS3Error
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._renew)
+            try:
+                saved = await self._store.load(epoch, f"{self._env.random.getrandbits(64):016x}")
+            except FS3Error as error:
+                saved = error
+            nursery.cancel_scope.cancel()
+        if isinstance(saved, FS3Error):
+            raise saved
+        return saved
+
+    async def _renew(self) -> None:
+        """For ever. Where it does not succeed the first commit will tell."""
+        while True:
+            await trio.sleep(self._lease_ms / 1000 / RENEWALS_PER_LEASE)
+            try:
+                with trio.move_on_after(held_s(self._lease_ms)):
+                    await self._store.contend(self._lease, self._env.monotonic)
+            except FS3Error as error:
+                logger.debug("not renewed: %s", error)
 
     def _step_down(self) -> None:
         self._cluster = None

@@ -28,6 +28,7 @@ class Hanging(MemoryEngine):
     def __init__(self, engine: MemoryEngine) -> None:
         self.engine = engine
         self.hangs = False
+        self.range_takes_s = 0.0
 
     def transaction(self) -> Txn:
         txn = self.engine.transaction()
@@ -39,6 +40,8 @@ class Hanging(MemoryEngine):
         async def late(*arguments: Any, **named: Any) -> Any:
             if self.hangs:
                 await trio.sleep_forever()
+            if call.__name__ == "get_range":
+                await trio.sleep(self.range_takes_s)
             return await call(*arguments, **named)
 
         return late
@@ -89,6 +92,26 @@ async def test_the_only_mgmtd_goes_on_when_its_store_does(autojump_clock: MockCl
             assert trio.current_time() - at <= 2 * LEASE_S
             await trio.sleep(LEASE_MS / 1000)
         assert not any(storage.ended for storage in storages)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_state_that_takes_longer_than_a_lease_to_load(autojump_clock: MockClock) -> None:
+    """The lease is renewed meanwhile, or one mgmtd after the other would take office and lose it while it loads."""
+    async with trio.open_nursery() as nursery:
+        w = World(nursery)
+        first = await w.start_mgmtd(1)
+        await nursery.start(w.client.run)
+        ways = [Hanging(w.engine), Hanging(w.engine)]
+        for way in ways:
+            way.range_takes_s = LEASE_S / 4  # of which there are several
+        await w.start_mgmtd(2, ways[0])
+        first.cancel()
+        await trio.sleep(LEASE_S / 4)
+        await w.start_mgmtd(1, ways[1])
+        await w.until(lambda r: 2 in r.nodes and 1 not in r.nodes, LEASE_MS / 1000)
+        version = w.client.routing.version
+        await trio.sleep(LEASE_MS / 1000)
+        assert w.client.routing.version == version
         nursery.cancel_scope.cancel()
 
 

@@ -21,10 +21,13 @@ _EPSILON = 1e-9
 def rebalance(routing: RoutingInfo, pending: Iterable[Move] = ()) -> Plan:
     """Make the chains of nodes, and of each one's disks, proportional to capacity within one, by as few moves as can be.
 
-    Then leads, by changes of heads. Chains stay as they are that operations under way change, or of which not every target
-    serves. Nodes that are dead or drained keep what they have.
+    Before that, replicas that share a failure domain and need not are moved apart; after it, leads are made even by changes
+    of heads. Chains stay as they are that operations under way change, or of which not every target serves. Nodes that are
+    dead or drained keep what they have.
     """
     work = _Rebalance(World(routing, pending))
+    work.move_apart()
+    work.set_goals()
     work.within_nodes()
     work.between_nodes()
     moves = _with_even_leads(work.world, work.moves, work.movable)
@@ -79,15 +82,10 @@ class _Rebalance:
             for chain in routing.chains.values()
             if chain.id not in world.busy and all(entry.state is PublicState.SERVING for entry in chain.targets)
         }
+        self.crowded = 0
+        """Chains with more replicas in a failure domain than need be, which stay there."""
         self.held: defaultdict[Disk, list[int]] = defaultdict(list)
         """Disk -> targets that can be moved away."""
-        fixed: Counter[Disk] = Counter()
-        for chain, members in sorted(world.members.items()):
-            for target in members:
-                if chain in self.movable:
-                    self.held[world.place_of(target)].append(target)
-                elif target in world.targets:
-                    fixed[world.place_of(target)] += 1
         self.nodes = [node for node in world.usable_nodes() if routing.nodes[node].alive]
         self.disks: dict[int, list[Disk]] = defaultdict(list)
         for disk in sorted({world.place_of(target) for target in world.targets}):
@@ -97,6 +95,45 @@ class _Rebalance:
         self.too_many: Counter[int] = Counter()
         """Node -> targets that its disks which have too many are to give away; too_few likewise."""
         self.too_few: Counter[int] = Counter()
+
+    def move_apart(self) -> None:
+        """Move replicas away from failure domains that hold more of their chain than need be."""
+        world = self.world
+        for chain in sorted(self.movable):
+            members = world.members[chain]
+            limit = world.limit(len(members))
+            domains = Counter([world.domain.get(world.targets[target].node) for target in members])
+            over = [domain for domain, count in domains.items() if count > limit]
+            for domain in over:
+                for _ in range(domains[domain] - limit):
+                    there = [t for t in members if world.domain.get(world.targets[t].node) == domain]
+                    move = self._away(chain, sorted(there, key=lambda t: (-world.fill(world.targets[t].node), t)), limit)
+                    if move is None:
+                        self.crowded += 1
+                        break
+                    world.give(move)
+                    self.moves.append(move)
+
+    def _away(self, chain: int, leavers: list[int], limit: int) -> Move | None:
+        """A move of one of these to the node with the smallest part of its targets in chains."""
+        world = self.world
+        needed = world.used(chain)
+        for node in sorted(world.free, key=lambda n: (world.fill(n), n)):
+            for leaver in leavers:
+                if world.allowed(chain, node, leaver, limit) and (target := world.pick(node, needed)):
+                    return Move(chain, target, leaver)
+        return None
+
+    def set_goals(self) -> None:
+        """Find what each disk has too many or too few, and what can be moved away."""
+        world = self.world
+        fixed: Counter[Disk] = Counter()
+        for chain, members in sorted(world.members.items()):
+            for target in members:
+                if chain in self.movable and world.targets[target].chain == chain:
+                    self.held[world.place_of(target)].append(target)
+                elif target in world.targets:
+                    fixed[world.place_of(target)] += 1
         for disk, count in self._wanted_changes(fixed).items():
             self._change(disk, count)
 
@@ -152,6 +189,8 @@ class _Rebalance:
         short = self.too_many.total()
         if short:
             yield f"{short} more targets would have to move, and find no place away from their chains' others"
+        if self.crowded:
+            yield f"{self.crowded} chains keep more replicas in one rack than need be, for want of free targets elsewhere"
         left = len(world.members) - len(self.movable)
         if left:
             yield f"{left} chains stay as they are, since not all of their targets serve or an operation changes them"

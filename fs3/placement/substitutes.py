@@ -119,7 +119,7 @@ class _Search:
         if free < len(self._wanted):
             raise FS3Error(
                 Code.BAD_PLAN,
-                f"{self._what} needs {len(self._wanted)} free targets elsewhere, and {free} are free:"
+                f"{self._what}: {len(self._wanted)} free targets are needed elsewhere, and {free} are there:"
                 " add a disk or a node, or raise targets_per_disk where there is space",
             )
 

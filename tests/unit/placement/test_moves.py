@@ -59,7 +59,7 @@ def test_refusals() -> None:
     assert refused(drain, full, [9]).startswith("node 9 is not known")
     assert refused(drain, full, []).startswith("no node is given")
     assert refused(drain, full, [1]).startswith(
-        "node 1 needs 2 free targets elsewhere, and 0 are free: add a disk or a node"
+        "node 1: 2 free targets are needed elsewhere, and 0 are there: add a disk or a node"
     )
     assert refused(replace, full, 1, 7) == "node 1 has no disk 7: it has disks 0, 1"
     assert "no target is known of this node" in refused(replace, full, 8, 0)
@@ -70,7 +70,7 @@ def test_refusals() -> None:
 def test_a_place_that_cannot_be_had_is_named() -> None:
     crowded = routing([2, 1, 2], [(1000, 2000), (3000, 1001)])  # 3001 is free; 3000 is its chain's
     message = refused(drain, crowded, [1])
-    assert message.startswith("node 1 needs 2 free targets elsewhere, and 1 are free")
+    assert message.startswith("node 1: 2 free targets are needed elsewhere, and 1 are there")
     crowded = routing([1, 1, 3], [(1000, 3000)])
     assert drain(crowded, [1]).moves[0].add == 2000
     crowded = routing([1, 2, 3], [(1000, 3000), (2000, 2001)][:1], drained=[2])

@@ -74,6 +74,17 @@ def test_what_cannot_be_moved_is_told() -> None:
     assert not {move.drop // 1000 for move in drained.moves if move.drop} & {1}
 
 
+def test_replicas_in_one_rack_are_moved_apart() -> None:
+    chains = [(1000, 2000), (2001, 1001), (3000, 4000)]
+    before = routing([4] * 4, chains, racks="aabb")
+    plan = rebalance(before)
+    after = carry_out(before, reversed(plan.moves))
+    check_apart(after)
+    assert len([move for move in plan.moves if move.add]) == 3
+    full = rebalance(routing([2, 2, 1, 1], chains, racks="aabb"))
+    assert "3 chains keep more replicas in one rack than need be, for want of free targets elsewhere" in full.notes
+
+
 def test_leads_alone_are_evened_out() -> None:
     before = routing([3, 3, 3], [(1000, 2000, 3000), (1001, 2001, 3001), (1002, 2002, 3002)])
     plan = rebalance(before)
@@ -161,7 +172,7 @@ def test_numbers_of_replicas_that_cannot_be() -> None:
     assert refused(1, 0, before) == "0 replicas: expected 1 to 3, since each is on a node of its own and 3 can be used"
     assert refused(1, 4, before).startswith("4 replicas: expected 1 to 3")
     assert refused(1, 2, before) == "chain table 1 has 2 replicas already"
-    assert refused(1, 3, before).startswith("chain table 1 needs 6 free targets elsewhere, and 0 are free")
+    assert refused(1, 3, before).startswith("chain table 1: 6 free targets are needed elsewhere, and 0 are there")
     dead = routing([4] * 3, [(1000, 2000)], states={1000: PublicState.OFFLINE, 2000: PublicState.LASTSRV})
     assert refused(1, 1, dead).startswith("no target of chain 1 serves")
 
@@ -195,3 +206,17 @@ def test_growing_joins_new_nodes_with_old_ones() -> None:
     with pytest.raises(FS3Error) as caught:
         grow(before, 9)
     assert caught.value.code is Code.BAD_PLAN
+
+
+@settings(deadline=None, max_examples=60)
+@given(clusters(), st.data())
+def test_racks_that_are_told_later(cluster: tuple[list[int], list[tuple[int, ...]], str], data: st.DataObject) -> None:
+    counts, chains, _ = cluster
+    racks = "".join(data.draw(st.lists(st.sampled_from("abcd"), min_size=len(counts), max_size=len(counts))))
+    before = routing(counts, chains, racks=racks)
+    plan = rebalance(before)
+    after = carry_out(before, data.draw(st.permutations(plan.moves)))
+    for chain in after.chains:
+        assert len(set(nodes_of(after, chain))) == len(nodes_of(before, chain))
+    if not any("in one rack" in note for note in plan.notes):
+        check_apart(after)

@@ -46,6 +46,11 @@ class MountConfig(ClientSettings):
     xattrs: bool = option(
         True, help="extended attributes and POSIX ACLs; cost one more request for each file that is written"
     )
+    atime: str = option(
+        "relatime",
+        help="whether reading a file sets its access time: when that is not after its other times or a day old, or never",
+        choices=("relatime", "noatime"),
+    )
     write_behind: bool = option(
         False,
         help="gather writes in memory and send them in the background: faster, but a crash of this daemon loses"
@@ -136,7 +141,7 @@ async def _serve(
 
 def _fs_options(config: MountConfig, settings: ClientSettings) -> FsOptions:
     limit = settings.write_buffer if config.write_behind else 0
-    return FsOptions(settings.read_ahead, settings.read_cache, limit)
+    return FsOptions(settings.read_ahead, settings.read_cache, limit, config.atime == "relatime" and not config.read_only)
 
 
 async def _answer(

@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from fs3.api.meta import Access, Attr, Caller, DirEntry, FileKind, RenameFlags, XattrMode
+from fs3.api.meta import Access, Attr, Caller, DirEntry, FileKind, RenameFlags, XattrMode, atime_due
 from fs3.client.file import FileClient, FileHandle
 from fs3.errors import Code, FS3Error
 from fs3.ids import ROOT_INODE
@@ -45,11 +45,13 @@ _ACCESS = {os.O_RDONLY: Access.READ, os.O_WRONLY: Access.WRITE, os.O_RDWR: Acces
 @dataclass(frozen=True, slots=True)
 class FsOptions:
     """read_ahead: bytes ahead of a sequential reader; read_cache: bytes of all blocks read ahead in the mount.
-    write_behind: bytes that may wait in buffers before they are sent; 0 = write through."""
+    write_behind: bytes that may wait in buffers before they are sent; 0 = write through. atime: whether reading sets access
+    times, as relatime has it."""
 
     read_ahead: int
     read_cache: int
     write_behind: int
+    atime: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +63,7 @@ class OpenFile:
     direct: bool
     sync: bool
     writes: WriteBehind | None = None
+    was_read: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -352,6 +355,7 @@ class FileSystem:
     async def read(self, handle: int, offset: int, length: int) -> memoryview:
         """Bytes of a file; short only at its end."""
         entry = self._files.get(handle)
+        entry.was_read = True
         state = entry.file.inode
         buffered = self._buffered.get(state.id) if self._buffered else None
         if buffered is not None:
@@ -409,6 +413,10 @@ class FileSystem:
         """The last descriptor is gone."""
         entry = self._files.pop(handle)
         state = entry.file.inode
+        if entry.was_read and self._options.atime:
+            attr = state.attr
+            if atime_due(attr.atime_ns, attr.mtime_ns, attr.ctime_ns, self._client.env.wall_ns()):
+                self._client.releases.touch(state.id)
         before = state.attr.data_version
         try:
             if entry.writes is not None:

@@ -393,15 +393,25 @@ class SessionRef:
 RELEASES_MAX = 64
 """Sessions in one ReleaseRequest."""
 
+ATIME_LIFE_NS = 24 * 3600 * 10**9
+
+
+def atime_due(atime_ns: int, mtime_ns: int, ctime_ns: int, now_ns: int) -> bool:
+    """Whether reading sets the access time, as Linux does with relatime."""
+    return atime_ns <= max(mtime_ns, ctime_ns) or now_ns - atime_ns >= ATIME_LIFE_NS
+
+
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRequest:
     """Ends sessions through which nothing was written, or all that was written is reported. Those that are gone already,
-    with their inode or without it, count as ended."""
+    with their inode or without it, count as ended. touched: files that were read; those whose access time is not after
+    their other times, or a day old, get a new one (relatime). At most RELEASES_MAX of each."""
 
     tag: RequestTag
     client: int
     sessions: tuple[SessionRef, ...]
+    touched: tuple[int, ...] = ()
 
 
 LOOKUP = Method(200, "meta.lookup", LookupRequest, AttrReply)

@@ -1,4 +1,5 @@
-"""Sessions that ended here and have nothing more to tell: meta hears of them together, a moment later."""
+"""Sessions that ended here and have nothing more to tell, and files that were read: meta hears of them together, a moment
+later."""
 
 from __future__ import annotations
 
@@ -23,11 +24,17 @@ class Releases:
         self._meta = meta
         self._node = node
         self._ended: list[SessionRef] = []
+        self._touched: set[int] = set()
         self._wanted = trio.Event()
 
     def add(self, inode: int, session: int) -> None:
         """A session ended."""
         self._ended.append(SessionRef(inode, session))
+        self._wanted.set()
+
+    def touch(self, inode: int) -> None:
+        """A file was read, and its access time is due."""
+        self._touched.add(inode)
         self._wanted.set()
 
     def holds(self, inode: int) -> bool:
@@ -55,3 +62,13 @@ class Releases:
                 )
             except FS3Error as error:
                 logger.warning("%d sessions stay open at meta until this client ends: %s", len(batch), error)
+        while self._touched:
+            touched = tuple([self._touched.pop() for _ in range(min(len(self._touched), RELEASES_MAX))])
+            try:
+                # In a request of its own: others may be changing these files, and then it has to be done again.
+                await self._meta.change(
+                    RELEASE,
+                    lambda tag, touched=touched: ReleaseRequest(tag, self._node, (), touched),  # type: ignore[misc]
+                )
+            except FS3Error as error:
+                logger.info("access times of %d files are not set: %s", len(touched), error)

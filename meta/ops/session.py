@@ -15,6 +15,7 @@ from fs3.api.meta import (
     OpenRequest,
     ReleaseRequest,
     ReportRequest,
+    atime_due,
 )
 from fs3.errors import Code, FS3Error
 from fs3.kv.base import Txn
@@ -126,8 +127,14 @@ async def close(ctx: Context, txn: Txn, request: CloseRequest) -> AttrReply:
 
 
 async def release(ctx: Context, txn: Txn, request: ReleaseRequest) -> Empty:
-    if len(request.sessions) > RELEASES_MAX:
-        raise FS3Error(Code.INVALID, f"{len(request.sessions)} sessions in one request")
+    if len(request.sessions) > RELEASES_MAX or len(request.touched) > RELEASES_MAX:
+        raise FS3Error(Code.INVALID, f"{len(request.sessions)} sessions, {len(request.touched)} files in one request")
+    now_ns = ctx.now_ns()
+    for number in request.touched:
+        found = await resolve.load(txn, number)
+        if found is not None and found.kind == FILE and atime_due(found.atime_ns, found.mtime_ns, found.ctime_ns, now_ns):
+            found.atime_ns = now_ns
+            txn.set(inode_key(number), found.pack())
     for ended in request.sessions:
         txn.clear(session_key(ended.inode, request.client, ended.session))
         inode = await resolve.load(txn, ended.inode)

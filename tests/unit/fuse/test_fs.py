@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,19 @@ async def test_what_the_kernel_asks_in_vain_is_answered_here(live: Live) -> None
         await fs.setxattr(ROOT, inode, b"user.a", b"1")
         await fs.lookup(ROOT, ROOT_INODE, b"f")
         assert not fs.is_bare(inode, b"security.capability", 60), "it has attributes, this one or not"
+
+
+@pytest.mark.parametrize("atime", [False, True])
+async def test_reading_sets_the_access_time_where_that_is_wanted(live: Live, atime: bool) -> None:
+    async with mount(live, replace(THROUGH, atime=atime)) as (fs, client):
+        inode = await make(fs, b"f", b"abc")
+        before = (await fs.getattr(inode)).atime_ns
+        for _ in range(2):
+            opened = await fs.open(ROOT, inode, os.O_RDONLY)
+            await fs.read(opened.handle, 0, 10)
+            await fs.release(opened.handle)
+            await client.releases.tell()
+        assert ((await fs.getattr(inode)).atime_ns > before) is atime
 
 
 async def test_holes_take_no_space(live: Live) -> None:

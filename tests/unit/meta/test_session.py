@@ -154,6 +154,27 @@ async def test_an_append_takes_set_id_bits_and_capabilities() -> None:
         assert (await w.call(api.LISTXATTR, api.ListxattrRequest(w.caller, attr.inode))).names == ()
 
 
+async def test_access_times_are_set_as_relatime_has_it() -> None:
+    async with world() as w:
+        attr = await w.file(R, b"f")
+        folder = await w.mkdir(R, b"d")
+
+        async def touched() -> int:
+            await w.call(RELEASE, ReleaseRequest(w.tag(), CLIENT, (), (attr.inode, folder.inode, 999)))
+            found = await w.getattr(attr.inode)
+            assert (found.mtime_ns, found.data_version) == (attr.mtime_ns, attr.data_version)
+            return found.atime_ns
+
+        first = await touched()
+        assert first > attr.atime_ns
+        assert await touched() == first
+        ctime_ns = (await w.setattr(attr.inode, mode=0o600)).ctime_ns
+        assert await touched() > ctime_ns
+        assert (await w.getattr(folder.inode)).atime_ns == folder.atime_ns
+        async with refused(Code.INVALID):
+            await w.call(RELEASE, ReleaseRequest(w.tag(), CLIENT, (), (attr.inode,) * 65))
+
+
 async def test_files_that_may_have_holes_are_marked() -> None:
     async with world() as w:
         attr = await w.file(R, b"f")

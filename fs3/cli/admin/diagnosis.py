@@ -372,7 +372,7 @@ def _leftovers(facts: Facts) -> Iterator[Advice]:
 
 
 def _drained(facts: Facts) -> Iterator[Advice]:
-    busy = any(operation.state is OperationState.RUNNING for operation in facts.operations)
+    busy = any(operation.state in (OperationState.RUNNING, OperationState.PAUSED) for operation in facts.operations)
     for node in _daemons(facts.routing):
         if not node.drained:
             continue

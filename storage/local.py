@@ -126,7 +126,9 @@ class LocalTarget:
         self.scrubbed_to: ChunkId | None = None  # where the scrubber was when the target was opened; None: at the start
         self.save_scrubbed: Callable[[ChunkId | None], None] = lambda chunk: None
         self.empty = False  # it has lost its content and must not speak for its chain yet, see rebuild.py
-        self.stopped = 0  # not 0: it is asked to leave its chain, at this routing version, and serves nothing
+        self.stopped = 0  # not 0: it is asked to leave its chain, at this routing version, and takes nothing on any more
+        self.left = 0  # the same, once what was under way has ended: it may come back before long, in another place
+        self.leaves = trio.Event()  # set, and replaced, when `stopped` becomes another one
         self.emptied = 0  # it was opened afresh because it was retired at this routing version
         self.full_until = 0.0  # it could not be filled for want of space; not tried again before
 
@@ -146,6 +148,13 @@ class LocalTarget:
         self.orphaned.set()
         self.suspected.set()
         return True
+
+    def stop(self, since: int) -> None:
+        """Take nothing on any more, as asked for at this routing version; 0: go on."""
+        self.stopped, self.left = since, 0 if self.locks.held() else since
+        leaves, self.leaves = self.leaves, trio.Event()
+        leaves.set()
+        self.orphaned.set()
 
     def local_state(self) -> LocalState:
         """What we report of it: up to date when it serves, or when it was told that its recovery is complete."""
@@ -227,7 +236,7 @@ class StorageNode:
             entry = routing.targets.get(target.id)
             stopped = entry.since if entry is not None and entry.leaving else 0
             if stopped != target.stopped:
-                target.stopped = stopped
+                target.stop(stopped)
                 changed.append(True)
             before = target.role
             changed.append(target.take_role(self.map.roles.get(target.id)))

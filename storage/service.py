@@ -65,6 +65,7 @@ logger = logging.getLogger("fs3.storage.service")
 
 _DUMP_MAX = 2000
 _TIDY_INTERVAL_S = 5.0
+_LOOK_AGAIN_S = 0.002
 
 
 class StorageService:
@@ -156,9 +157,22 @@ class StorageService:
                     for task in (roll_forward_orphans, fill_successors, repair_suspects):
                         nursery.start_soon(task, self.node, target)
                     nursery.start_soon(self._tidy, target)
+                    nursery.start_soon(self._leave, target)
                     nursery.start_soon(Scrubber(self.node, target).run)
         finally:
             ended.set()
+
+    async def _leave(self, target: LocalTarget) -> None:
+        """When the target is asked to leave: say so once all that is under way has ended. Else an update that it began as
+        one place of the chain might go on in another, past those that are before it then."""
+        while True:
+            leaves = target.leaves
+            while target.stopped and target.locks.held():  # noqa: ASYNC110 (rare, and nothing that is frequent should tell)
+                await trio.sleep(_LOOK_AGAIN_S)
+            if target.stopped != target.left:
+                target.left = target.stopped
+                self.node.on_change()
+            await leaves.wait()
 
     async def _tidy(self, target: LocalTarget) -> None:
         while not target.failed:
@@ -201,7 +215,7 @@ class StorageService:
                     used[target.id],
                     role.chain_version if role is not None else 0,
                     role.chain if role is not None else 0,
-                    target.stopped or target.emptied,
+                    target.left or target.emptied,
                 )
             )
         return tuple(reports)

@@ -317,6 +317,8 @@ async def roll_forward(node: StorageNode, target: LocalTarget, chunk: ChunkId, c
 
     Raises what forward() and recover_pending() raise. Does nothing where nothing is pending.
     """
+    if target.stopped:
+        raise FS3Error(Code.NOT_SERVING, f"target {target.id} is leaving its chain")
     state = target.engine.get(chunk)
     if state is None or state.pending is None:
         return

@@ -23,6 +23,7 @@ from storage.disk_linux import LinuxDisk, LinuxFile
 from storage.disks import Homes
 from storage.retire import empty_retired, retired_since
 from storage.service import StorageService
+from storage.update import roll_forward
 from tests.unit.storage.memory_disk import Crash, MemoryDisk
 from tests.unit.storage.support import SERVING, SYNCING, cluster, until, write_update
 
@@ -242,6 +243,26 @@ async def test_a_target_that_is_to_leave_serves_nothing_and_says_so(tmp_path: Pa
         c.mgmtd.routing = replace(routing, version=routing.version + 2)
         await until(lambda: service.reports()[0].obeyed == 0)
         assert await c.read(C1, 0, 3, target=2) == b"one"
+
+
+async def test_a_target_leaves_once_all_that_is_under_way_has_ended(tmp_path: Path) -> None:
+    """Else an update that it began as the head goes on when it is back, at the end of the chain: past all before it."""
+    async with cluster(tmp_path, 2) as c:
+        c.chain((1, SERVING), (2, SERVING))
+        await c.write(C1, 0, b"one")
+        service, target = c.replicas[0].service, c.replicas[0].target
+        assert service is not None and target is not None
+        await target.locks.acquire(C1)  # as an update that its disk is slow with
+        routing = c.mgmtd.routing
+        leaving = replace(routing.targets[1], leaving=True, since=routing.version + 1)
+        c.mgmtd.routing = replace(routing, version=routing.version + 1, targets={**routing.targets, 1: leaving})
+        await until(lambda: target.stopped != 0)
+        await trio.sleep(0.01)
+        assert service.reports()[0].obeyed == 0
+        with pytest.raises(FS3Error, match="is leaving"):
+            await roll_forward(service.node, target, C1, 0, math.inf)
+        target.locks.release(C1)
+        await until(lambda: service.reports()[0].obeyed == routing.version + 1)
 
 
 async def test_one_that_is_filled_anew_forgets_which_requests_it_knew(tmp_path: Path) -> None:

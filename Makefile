@@ -5,7 +5,7 @@ ARGS ?=
 # Tests run in so many processes; those with real daemons all in one of them.
 WORKERS ?= 2
 
-.PHONY: help run test lint type sim soak pjdfstest bench bench-storage image clean
+.PHONY: help run test lint type sim soak pjdfstest bench bench-storage bench-scale image clean
 
 help:
 	@echo "make run     install what is missing, run a cluster here and mount it at ./mnt (ARGS: see 'fs3 up --help')"
@@ -17,6 +17,7 @@ help:
 	@echo "make pjdfstest  the POSIX test suite on a mount, as root: PJDFSTEST=folder of a copy of github.com/pjd/pjdfstest"
 	@echo "make bench   compare with JuiceFS on this machine (ARGS: see tests/bench/compare.py --help)"
 	@echo "make bench-storage  throughput of the storage service alone (ARGS: see tests/bench/storage.py --help)"
+	@echo "make bench-scale  mgmtd at the size of a large cluster, by simulation (ARGS: see tests/bench/scale.py --help)"
 	@echo "make image   build the container image fs3:latest"
 	@echo "make clean   remove the virtual environment and caches; data and mounts stay"
 
@@ -58,6 +59,10 @@ bench:
 bench-storage:
 	@scripts/prepare $(VENV) test
 	$(BIN)/python -m tests.bench.storage $(ARGS)
+
+bench-scale:
+	@scripts/prepare $(VENV) test
+	$(BIN)/python -m tests.bench.scale $(ARGS)
 
 image:
 	docker build -f docker/Dockerfile -t fs3:latest .

@@ -17,7 +17,7 @@ from fs3.api.common import STATUS, StatusReply
 from fs3.cli.admin.diagnosis import ERROR, KINDS, NOTE, WARNING, Advice, Facts, diagnose, no_mgmtd
 from fs3.cli.main import cli
 from fs3.ids import NodeKind
-from fs3.routing import LocalState, Target
+from fs3.routing import LocalState, PublicState, Target
 from fs3.settings import OVERRIDDEN
 
 from .support import GIB, LASTSRV, OFFLINE, SYNCING, Operator, node, routing
@@ -134,6 +134,12 @@ def test_who_must_come_back_is_named() -> None:
     advice = diagnose(facts)[0]
     assert "node 101 has what was written last" in advice.why
     assert advice.way_out.startswith("start its daemon; if that is gone for good, `fs3 admin chain give-up 1`")
+
+
+def test_targets_that_all_wait_are_named() -> None:
+    advice = diagnose(Facts(routing([((10101, PublicState.WAITING), (10201, OFFLINE))])))[0]
+    assert advice.kind == "chain-unavailable"
+    assert "its targets wait" in advice.why and advice.way_out.startswith("start the daemons of its targets")
 
 
 def test_a_value_of_its_own_is_no_trouble() -> None:

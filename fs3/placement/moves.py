@@ -16,8 +16,9 @@ from ..ids import NodeKind
 from ..routing import PublicState, RoutingInfo
 from .design import Solver
 from .heads import spread_heads
+from .order import Leads
 from .place import Placed, place_well
-from .plan import Plan, bad_plan, copied, require_serving, with_heads
+from .plan import Plan, bad_plan, copied, ideal_leads, require_serving, with_heads
 from .rebalance import rebalance
 from .substitutes import Wanted, substitutes
 from .world import World
@@ -131,8 +132,18 @@ def new_chains(
     """New chains of all free targets. Raises BAD_PLACEMENT."""
     world = World(routing, pending)
     free = [routing.targets[t] for disks in world.free.values() for targets in disks.values() for t in targets]
-    limit = world.limit(replicas)
-    return place_well(free, replicas, routing.nodes, steps=steps, solver=solver, limit=limit, shared=world.shared)
+    heads = [head for chain in routing.chains.values() if (head := chain.head()) is not None]
+    leads = Leads(Counter([routing.targets[head].node for head in heads]), ideal_leads(world))
+    return place_well(
+        free,
+        replicas,
+        routing.nodes,
+        steps=steps,
+        solver=solver,
+        limit=world.limit(replicas),
+        shared=world.shared,
+        leads=leads,
+    )
 
 
 def _drops(world: World, chains: Sequence[int]) -> list[Move]:

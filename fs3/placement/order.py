@@ -11,14 +11,25 @@ from .heads import spread_heads
 _SWEEPS = 4
 
 
-def in_order(chains: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Chains with their members in order, head first.
+@dataclass(frozen=True, slots=True)
+class Leads:
+    """Of chains that are there already. led: node -> chains that it leads. ideal: those that it should lead."""
+
+    led: Mapping[int, int]
+    ideal: Mapping[int, float]
+
+
+NO_LEADS = Leads({}, {})
+
+
+def in_order(chains: Sequence[Sequence[int]], before: Leads = NO_LEADS) -> list[list[int]]:
+    """Chains with their members in order, head first. before: what nodes lead besides.
 
     Every node leads about the same part of its chains, and those that follow it, when it fails, are about equally often each
     of its peers. The last ones are spread too: a target that comes back is filled by the last that serves.
     """
     shared: defaultdict[int, Counter[int]] = defaultdict(Counter)
-    ideal: dict[int, float] = {}
+    ideal = dict(before.ideal)
     for chain in chains:
         for node in chain:
             ideal[node] = ideal.get(node, 0.0) + 1 / len(chain)
@@ -26,7 +37,7 @@ def in_order(chains: Sequence[Sequence[int]]) -> list[list[int]]:
             for other in chain:
                 row[other] += 1
     heads = _first_heads(chains, shared)
-    heads = spread_heads(chains, heads, ideal)
+    heads = spread_heads(chains, heads, ideal, before.led)
     follows: defaultdict[int, Counter[int]] = defaultdict(Counter)
     position: Counter[tuple[int, int]] = Counter()
     ordered = []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..errors import Code, FS3Error
 from ..routing import Node, Target
 from .design import Design, Problem, Solver, design
-from .order import in_order, on_disks
+from .order import NO_LEADS, Leads, in_order, on_disks
 from .topology import domain_limit, domain_of
 
 QUICK_STEPS = 60_000
@@ -52,11 +52,12 @@ def place_well(
     solver: Solver | None = None,
     limit: int = 0,
     shared: Mapping[int, Mapping[int, int]] | None = None,
+    leads: Leads = NO_LEADS,
 ) -> Placed:
     """As `place`, with as much of a search as is wanted.
 
     limit: replicas of a chain that one failure domain may hold; 0: as few as these targets allow. shared: how many chains
-    nodes share already, by node ids.
+    nodes share already, by node ids. leads: of those chains.
     """
     if replicas < 1:
         raise FS3Error(Code.BAD_PLACEMENT, f"{replicas} replicas: at least 1 is needed")
@@ -83,7 +84,7 @@ def place_well(
             f"{replicas} replicas of which at most {limit} may be in one rack: the free targets are in {len(numbers)} racks",
         )
     chains = on_disks(
-        [[ids[node] for node in chain] for chain in in_order(found.chains)],
+        in_order([[ids[node] for node in chain] for chain in found.chains], leads),
         {node: [disks for _, disks in sorted(free[node].items())] for node in ids},
     )
     unused = sum(counts) - replicas * len(chains)

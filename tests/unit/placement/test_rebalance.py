@@ -203,6 +203,8 @@ def test_growing_joins_new_nodes_with_old_ones() -> None:
     pairs = Counter([tuple(sorted(t // 1000 for t in chain)) for chain in found.chains])
     assert pairs[1, 2] == 0, "these share enough"
     assert len(found.chains) == 6
+    heads = Counter([chain[0] // 1000 for chain in found.chains])
+    assert heads[1] == 0, "it leads enough"
     with pytest.raises(FS3Error) as caught:
         grow(before, 9)
     assert caught.value.code is Code.BAD_PLAN

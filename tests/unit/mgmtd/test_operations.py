@@ -511,3 +511,14 @@ def test_receiver_that_stops_again_and_again_is_given_up() -> None:
     bench.beat()
     assert bench.states(number) == [FAILED] and "target 40 is offline for 600 s" in bench.notes(number)[0]
     assert sorted(bench.serving()) == [10, 20, 30] and bench.target(40).chain == 0
+
+
+def test_word_about_a_former_chain_fills_nothing() -> None:
+    bench = Daemons()
+    bench.slow.add(40)
+    bench.submit(Move(1, 40, 10))
+    bench.rest(3)
+    for chain, state in ((2, PublicState.SYNCING), (1, PublicState.SERVING)):
+        report = TargetReport(40, 0, LocalState.UPTODATE, 1000, 0, bench.chain().version, chain)
+        bench.do(bench.cluster.heartbeat(HeartbeatRequest(4, 401, (report,)), bench.now)[0])
+        assert bench.chain().state_of(40) is state

@@ -64,7 +64,7 @@ OFFICE_CANARIES: dict[str, tuple[Callable[[], list[Plant]], str]] = {
     "commit-without-fence": (_commit_without_fence, "primary"),
     "lease-trusted-for-ever": (_lease_trusted_for_ever, "primary"),
     "impatient-standby": (_impatient_standby, "primary"),
-    "unknown-commit-taken-for-done": (_unknown_commit_taken_for_done, "office"),
+    "unknown-commit-taken-for-done": (_unknown_commit_taken_for_done, "doubt"),
     "standby-that-never-takes-over": (_standby_that_never_takes_over, "primary"),
 }
 """Name -> what to replace, and the shape whose seeds find it soonest."""

@@ -40,6 +40,9 @@ SHAPES = (
         "nine", load_s=5, mgmtds=3, storages=9, clients=4, chunks=12, faults=(*CRASHES, *NETWORK, "stop"), fault_every_s=0.4
     ),
     Shape("power", faults=("power", "power", "crash_other"), fault_every_s=2.0, scrub_ms=2000),
+    Shape(
+        "doubt", mgmtds=2, clients=2, load_s=4, faults=("crash", "crash", "crash_mgmtd"), fault_every_s=0.4, kv_faults=0.3
+    ),
     Shape("primary", mgmtds=3, load_s=6, faults=(*PRIMARY, "crash"), fault_every_s=0.3, watch_office=True),
     Shape("random", workload="random", load_s=6),
     Shape("rot", chunks=20, faults=("rot", "rot", "rot", "crash_other"), fault_every_s=0.4, scrub_ms=2000),

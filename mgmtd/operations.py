@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 from fs3.api.admin import Move, MoveState, Operation, OperationState
 from fs3.errors import Code, FS3Error
 
 KEPT_MAX = 100
 """Operations that are over and can still be asked for."""
+KEPT_MOVES_MAX = 40_000
+"""Moves that they have in all: a primary that takes over reads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,5 +151,7 @@ class Operations:
 
     def surplus(self) -> list[int]:
         """The oldest operations that are over, beyond what is kept, with room for one more."""
-        over = [number for number in sorted(self.plans) if number not in self.active]
-        return over[: max(0, len(over) + 1 - KEPT_MAX)]
+        over = [number for number in sorted(self.plans, reverse=True) if number not in self.active]
+        moves = accumulate([len(self.plans[number].moves) for number in over])
+        counted = zip(over, moves, strict=True)
+        return [number for place, (number, sum_) in enumerate(counted, 2) if place > KEPT_MAX or sum_ > KEPT_MOVES_MAX]

@@ -494,6 +494,17 @@ def test_history_is_bounded() -> None:
     assert [record.id for record in bench.saved.operations] == kept
 
 
+def test_large_operations_are_forgotten_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Daemons()
+    monkeypatch.setattr("mgmtd.operations.KEPT_MOVES_MAX", 3)
+    for index in range(5):
+        number = bench.submit(Move(1, head=20), Move(1, head=20), token=1000 + index)
+        bench.rest()
+        assert bench.plan(number).record.state is OperationState.DONE
+    assert sorted(bench.cluster.state.operations.plans) == [4, 5]
+    assert {(move.operation, move.index) for move in bench.saved.moves} == {(4, 0), (4, 1), (5, 0), (5, 1)}
+
+
 def test_receiver_that_stops_again_and_again_is_given_up() -> None:
     """Its disk is full: it gives up, tries again after a while, and gives up."""
     bench = Daemons()

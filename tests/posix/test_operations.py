@@ -21,7 +21,7 @@ from tests.process import harness
 
 pytestmark = pytest.mark.process
 
-EXAMPLES = int(os.environ.get("FS3_POSIX_EXAMPLES", "3000" if harness.SOAK else "80"))
+EXAMPLES = int(os.environ.get("FS3_POSIX_EXAMPLES", "3000" if harness.SOAK else "60"))
 """The same ones each time; in a soak others each time."""
 STEPS = int(os.environ.get("FS3_POSIX_STEPS", "60"))
 

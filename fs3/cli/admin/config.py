@@ -46,6 +46,14 @@ class _KindType(click.ParamType[str]):
         return [CompletionItem(kind) for kind in KINDS if kind.startswith(incomplete)]
 
 
+def _complete_key(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Hot keys of the kind that was typed before."""
+    kind = KINDS.get(ctx.params.get("kind") or "")
+    hot = kind.options() if kind is not None else {}
+    ending = "=" if param.name == "settings" else ""
+    return [CompletionItem(key + ending, help=entry.help) for key, entry in hot.items() if key.startswith(incomplete)]
+
+
 @click.group("config")
 def config() -> None:
     """Settings of all daemons of a kind: mgmtd, meta, storage, client (mounts).
@@ -76,7 +84,7 @@ wait_option = click.option(
 
 @command(config, "get")
 @kind_argument
-@click.argument("key", required=False)
+@click.argument("key", required=False, shell_complete=_complete_key)
 @click.option("--version", type=click.IntRange(min=1), metavar="N", help="An older version instead of the latest.")
 def config_get(go: Admin, kind: str, key: str | None, version: int | None) -> None:
     """Show what is set for all daemons of KIND, or print the value of KEY: what is set, else its default."""
@@ -93,7 +101,7 @@ def config_get(go: Admin, kind: str, key: str | None, version: int | None) -> No
 
 @command(config, "set")
 @kind_argument
-@click.argument("settings", nargs=-1, required=True, metavar="KEY=VALUE...")
+@click.argument("settings", nargs=-1, required=True, metavar="KEY=VALUE...", shell_complete=_complete_key)
 @comment_option
 @base_option
 @wait_option
@@ -109,7 +117,7 @@ def config_set(go: Admin, kind: str, settings: tuple[str, ...], comment: str, ba
 
 @command(config, "unset")
 @kind_argument
-@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...", shell_complete=_complete_key)
 @comment_option
 @base_option
 @wait_option

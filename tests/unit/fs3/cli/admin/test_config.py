@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from click.shell_completion import ShellComplete
 
 from fs3.api import admin
 from fs3.api.admin import ConfigUse, ConfigUseReply, ConfigVersion, SetConfigRequest, Setting
+from fs3.cli.main import cli
 from fs3.errors import ConfigError
 
 from .support import Operator, routing
@@ -129,3 +131,17 @@ def test_who_uses_what(store: Operator) -> None:
     rows = json.loads(done.output)
     assert [(row["node"], row["version"], row["latest"]) for row in rows] == [(1, 0, 0), (101, 2, 2), (102, None, 2)]
     assert store.types("config use mgmtd").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("config set st", "storage"),
+        ("config set storage scrub_r", "scrub_rate_bytes="),
+        ("config get meta log", "log_level"),
+    ],
+)
+def test_kinds_and_keys_are_completed(words: str, expected: str) -> None:
+    *before, last = words.split()
+    found = ShellComplete(cli, {}, "fs3", "_FS3_COMPLETE").get_completions(["admin", *before], last)
+    assert [item.value for item in found] == [expected]

@@ -158,9 +158,7 @@ except BlockingIOError:
 """
 
 
-def test_locks_hold_within_a_mount_and_exclusive_creation_everywhere(
-    shared_cluster: harness.Cluster, mounted: Path, tmp_path: Path
-) -> None:
+def test_what_two_mounts_have_in_common(shared_cluster: harness.Cluster, mounted: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     line = ("mount", str(other), "--data", str(shared_cluster.data), "--log", str(tmp_path / "other.log"))
     done = harness.fs3(*line)
@@ -174,6 +172,10 @@ def test_locks_hold_within_a_mount_and_exclusive_creation_everywhere(
                 assert harness.run(sys.executable, "-c", LOCKED, path) == state
         with opened(mounted / "lock", os.O_CREAT | os.O_EXCL):
             assert error_of(lambda: os.open(there / "lock", os.O_CREAT | os.O_EXCL)) == errno.EEXIST
+        (mounted / "gone").write_bytes(bytes(MIB))
+        with opened(there / "gone", os.O_RDONLY) as fd:
+            (mounted / "gone").unlink()
+            harness.wait_until(lambda: error_of(lambda: os.pread(fd, 1, 0)) == errno.ESTALE, "the file to be gone", 20)
         (there / "d").mkdir()
         assert error_of(lambda: os.mkdir(mounted / "d")) == errno.EEXIST
     finally:

@@ -30,6 +30,8 @@ BODY_SIZE_MAX = 8 * 1024 * 1024
 PAYLOAD_SIZE_MAX = 64 * 1024 * 1024
 
 _STAGING_SIZE = 64 * 1024
+_FIRST_SIZE = 4 * 1024
+"""Of the buffer until a read fills it: most of mgmtd's connections, of which there are thousands, never do."""
 _ROOM_SIZE_MIN = 4 * 1024
 
 
@@ -81,7 +83,8 @@ class Framer:
     def __init__(self, allocate: Allocate = fresh_payload, body_max: int = BODY_SIZE_MAX) -> None:
         self._allocate = allocate
         self._body_max = body_max
-        self._staging = memoryview(bytearray(_STAGING_SIZE))
+        self._staging = memoryview(bytearray(_FIRST_SIZE))
+        self._size = _FIRST_SIZE  # what it is to have when it is empty
         self._start = 0
         self._end = 0
         self._frame: Frame | None = None  # whose payload is being received
@@ -96,8 +99,8 @@ class Framer:
             return self._payload[self._filled :]
         if self._start == self._end:
             self._start = self._end = 0
-            if len(self._staging) > _STAGING_SIZE:
-                self._staging = memoryview(bytearray(_STAGING_SIZE))  # it grew for one long body
+            if len(self._staging) != self._size:
+                self._staging = memoryview(bytearray(self._size))  # it grew for one long body, or is to grow for good
         elif len(self._staging) - self._end < _ROOM_SIZE_MIN:
             self._make_room()
         return self._staging[self._end :]
@@ -113,6 +116,8 @@ class Framer:
             frames.append(self._finish())
         else:
             self._end += count
+            if self._end == len(self._staging):
+                self._size = _STAGING_SIZE
         while (frame := self._parse()) is not None:
             frames.append(frame)
         return frames

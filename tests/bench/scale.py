@@ -36,7 +36,7 @@ LEASE_S, CLIENT_LEASE_S = 10.0, 30.0
 @dataclass(frozen=True, slots=True)
 class Size:
     """How large a cluster. rack: nodes that die at once in one of the measurements. cpu: virtual time passes with CPU time;
-    without, a run is always the same."""
+    without, a run is always the same. only: names of measurements, all if empty."""
 
     storages: int = 1000
     targets: int = 20
@@ -46,6 +46,7 @@ class Size:
     rack: int = 40
     steady_s: float = 30.0
     cpu: bool = True
+    only: str = ""
 
 
 @dataclass(slots=True)
@@ -106,6 +107,8 @@ class Bench:
         )
         steps = (self.register, self.format, self.costs, self.steady, self.death, self.rack, self.failover)
         for step in steps:
+            if self.size.only and step.__name__ not in ("register", "format", *self.size.only.split(",")):
+                continue
             say(f"{self.world.clock.now:8.1f} s: {step.__name__}")
             await step()
         self.report.lost_heartbeats = self.population.lost_heartbeats
@@ -347,7 +350,7 @@ def main() -> None:
         default = entry.default
         if entry.name == "cpu":
             continue
-        assert isinstance(default, int | float)
+        assert isinstance(default, int | float | str)
         parser.add_argument(f"--{entry.name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--json", action="store_true")
     options = vars(parser.parse_args())

@@ -71,7 +71,8 @@ class LightNode:
     """A storage daemon or a client: one connection, one open question, heartbeats. It keeps no routing but its version."""
 
     __slots__ = (
-        "_beat_at", "_connection", "_host", "_next", "_population", "_report", "_report_of", "alive", "answered_at",
+        "_beat_at", "_connection", "_host", "_links", "_next", "_population", "_report", "_report_of", "_since", "alive",
+        "answered_at",
         "failures", "incarnation", "kind", "node", "registered", "scope", "targets", "told_at", "transport", "version",
         "where",
     )  # fmt: skip
@@ -84,7 +85,9 @@ class LightNode:
         self.incarnation = population.chance.getrandbits(62) | 1
         self.transport = population.transport(host)
         self._host = host
-        self._connection: Connection | None = None
+        self._connection: Connection | None = None  # that with the one it asks; _links has those with others too
+        self._links: dict[int, Connection] = {}
+        self._since = 0  # answers to requests up to this one are of an attempt that is over
         self._next = 0
         self._beat_at = 0.0
         self._report: tuple[TargetReport, ...] = ()
@@ -107,7 +110,9 @@ class LightNode:
                     await self._follow()
                 except FS3Error as caught:
                     error = caught
-                with trio.CancelScope(shield=True):
+                self._connection = None
+                self._beat_at = 0.0
+                if error.code is not Code.NOT_PRIMARY:
                     await self._close()
                 await self._elsewhere(error)
 
@@ -148,7 +153,11 @@ class LightNode:
 
     async def _follow(self) -> None:
         addresses = self._population.addresses
-        self._connection = await self.transport.connect(addresses[self.where % len(addresses)])
+        where = self.where % len(addresses)
+        if where not in self._links:
+            self._links[where] = await self.transport.connect(addresses[where])
+        self._connection = self._links[where]
+        self._since = self._next + 3
         if self.registered:
             self.heartbeat()
             self._ask()
@@ -164,6 +173,8 @@ class LightNode:
                 frame = await self._connection.receive()
             if late.cancelled_caught:
                 raise FS3Error(Code.DEADLINE_EXCEEDED, "no answer")
+            if frame.request_id <= self._since:
+                continue
             method = _METHODS[frame.request_id & 3]
             self._population.count(method.name, len(frame.body))
             if frame.kind is Kind.ERROR:
@@ -202,10 +213,10 @@ class LightNode:
             assert rest is None, "a few hundred bytes always fit"
 
     async def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        self._beat_at = 0.0
-        if connection is not None:
-            await connection.aclose()
+        link = self._links.pop(self.where % len(self._population.addresses), None)
+        if link is not None:
+            with trio.CancelScope(shield=True):
+                await link.aclose()
 
     async def _elsewhere(self, error: FS3Error) -> None:
         """As MgmtdClient does it."""

@@ -83,3 +83,20 @@ def test_our_own_too_large_frame_is_a_bug() -> None:
         encode_head(Kind.REQUEST, 1, 0, 1, 0, bytes(BODY_SIZE_MAX + 1), 0)
     with pytest.raises(AssertionError):
         encode_head(Kind.REQUEST, 1, 0, 1, 0, b"", PAYLOAD_SIZE_MAX + 1)
+
+
+def test_idle_connection_takes_little_memory() -> None:
+    framer = Framer()
+    small = encode_head(Kind.REQUEST, 1, 0, 1, 1, b"x", 0)
+    for _ in range(3):
+        framer.buffer()[: len(small)] = small
+        assert len(framer.received(len(small))) == 1
+        assert len(framer.buffer()) <= 4 * 1024
+    many = small * (len(framer.buffer()) // len(small) + 1)
+    got = 0
+    while many:
+        buffer = framer.buffer()
+        count = min(len(buffer), len(many))
+        buffer[:count], many = many[:count], many[count:]
+        got += len(framer.received(count))
+    assert got > 100 and len(framer.buffer()) == 64 * 1024, "one that carries much gets room for it"

@@ -25,6 +25,7 @@ from tests.sim.tree import ROOT
 CHUNK = 64 * 1024
 SHAPE = Shape("planted", metas=1, storages=3, replicas=3, targets=2, rare=False)
 NO_TAG = RequestTag(0, 0, 0)
+PAUSE_S = 0.004
 INODE = 2
 """The first file's."""
 
@@ -78,6 +79,22 @@ class Planter:
         assert node is not None
         request = SuspectRequest(target, (ChunkId(INODE, index),))
         await self.rpc.call(node.address, SUSPECT, request, deadline=self.env.monotonic() + 5)
+
+    async def overwrite(self, index: int) -> None:
+        """One chunk, until cancelled."""
+        while True:
+            await self.write(self.chain(index).id, INODE, index, 1000)
+            await trio.sleep(PAUSE_S)
+
+    async def come_and_go(self, name: bytes) -> None:
+        """One file after the other, until cancelled."""
+        while True:
+            opened, _ = await self.fs.create(ROOT, ROOT_INODE, name, 0o644, os.O_RDWR | os.O_CREAT)
+            await self.fs.write(opened.handle, 0, b"x" * 2 * CHUNK)
+            await self.fs.flush(opened.handle)
+            await self.fs.release(opened.handle)
+            await self.fs.unlink(ROOT, ROOT_INODE, name)
+            await trio.sleep(PAUSE_S)
 
     async def restart_meta(self) -> None:
         """So that its unused ids are given up."""
@@ -177,5 +194,25 @@ def test_damage_is_found_and_repaired(plant: object, fault: Fault) -> None:
                 assert repaired.exit_code() == 1, repaired
                 assert last.exit_code() == 0, last
                 await world.wait_serving()
+
+    simulate(1, SHAPE, main)
+
+
+def test_what_is_under_way_is_no_finding() -> None:
+    """Chunks are overwritten, and files come and go, as fast as they can while fsck looks."""
+
+    async def main(world: World) -> None:
+        await world.start()
+        async with janitor(world) as fs, trio.open_nursery() as tasks:
+            planter = Planter(world, fs)
+            await planter.prepare()
+            for index in range(2):
+                tasks.start_soon(planter.overwrite, index)
+            for number in range(2):
+                tasks.start_soon(planter.come_and_go, b"temporary%d" % number)
+            found = [await fsck(world, repair=repair) for repair in (False, True) * 4]
+            tasks.cancel_scope.cancel()
+        assert not [report.findings for report in found if report.findings]
+        assert sum([report.chunks for report in found]) > 4 * len(found)
 
     simulate(1, SHAPE, main)

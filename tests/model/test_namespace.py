@@ -198,7 +198,8 @@ class Namespace(RuleBasedStateMachine):
         reply, node = self.send(api.REMOVE, request, lambda: self.tree.remove(user, parent, name, directory), faults, again)
         if node is not None:
             assert reply.inode == node.inode
-            assert (reply.attr is None) == (directory or (node.names == 0 and node.handles == 0))
+            assert (reply.attr is None) == (not directory and node.names == 0 and node.handles == 0)
+            assert not directory or reply.attr.nlink == 0
 
     @rule(user=USERS, at=INDEX, name=NAMES, to=INDEX, new_name=NAMES, flags=st.sampled_from(RenameFlags), faults=FAULTS,
           again=st.booleans())  # fmt: skip

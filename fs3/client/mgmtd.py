@@ -23,6 +23,9 @@ heartbeats earlier than by this."""
 POLL_GRACE_MS = 2_000
 """How much longer than that an answer may take before mgmtd counts as lost."""
 ATTEMPT_MS_MIN = 200
+SCATTER_MS_PER_NODE, SCATTER_MS_MAX = 2, 2_000
+"""Clients that lose mgmtd come to the next one over so long, by the size of the cluster: ten thousand new connections at one
+moment would keep it from becoming primary."""
 PROBE_MS = 250
 """After so long without news somebody who is in a hurry asks whether mgmtd is there at all."""
 
@@ -68,6 +71,8 @@ class MgmtdClient:
                     failures += 1
                     if failures == 2 * len(self._addresses):
                         logger.warning("lost mgmtd, going on with routing version %d: %s", self._routing.version, error)
+                    if failures == 1 and error.code is not Code.NOT_PRIMARY and not self._urgent:
+                        await self._scatter()
                     await self._pause(error, failures)
                     continue
                 if failures >= 2 * len(self._addresses):
@@ -202,6 +207,14 @@ class MgmtdClient:
             return 0.0
         rounds = failures // len(self._addresses)
         return _BACKOFF.delay_s(rounds, self._env.random.random) if rounds else 0.0
+
+    async def _scatter(self) -> None:
+        """Wait for our turn among all clients; cut short by a refresh."""
+        limit_ms = min(SCATTER_MS_MAX, SCATTER_MS_PER_NODE * len(self._routing.nodes))
+        if limit_ms:
+            self._hurry = trio.Event()
+            with trio.move_on_after(limit_ms / 1000 * self._env.random.random()):
+                await self._hurry.wait()
 
     async def _pause(self, error: FS3Error, failures: int) -> None:
         """Wait before the next attempt; cut short by a refresh, but never below the first back-off."""

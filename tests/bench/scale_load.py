@@ -26,7 +26,7 @@ from fs3.api.mgmtd import (
     TargetReport,
     primary_of,
 )
-from fs3.client.mgmtd import POLL_GRACE_MS, POLL_MS
+from fs3.client.mgmtd import POLL_GRACE_MS, POLL_MS, SCATTER_MS_MAX, SCATTER_MS_PER_NODE
 from fs3.client.retry import Backoff
 from fs3.errors import Code, FS3Error
 from fs3.ids import NodeKind
@@ -227,6 +227,11 @@ class LightNode:
         if error.code is Code.STALE_INCARNATION:
             self.alive = False
             self.scope.cancel()
+        if self.failures == 1 and error.code is not Code.NOT_PRIMARY and self.kind is NodeKind.CLIENT:
+            nodes = len(self._population.seen.routing.nodes)
+            limit_s = min(SCATTER_MS_MAX, SCATTER_MS_PER_NODE * nodes) / 1000
+            await trio.sleep(limit_s * self._population.chance.random())
+            return
         if named and self.failures <= 2:
             return
         rounds = self.failures // len(addresses)

@@ -398,3 +398,33 @@ async def test_answers_to_two_questions_may_come_in_any_order(autojump_clock: Mo
         late.set()
         await trio.sleep(0.1)
         assert c.routing.version == 5 and list(c.routing.nodes) == [1] and len(rpc.asked) == 4
+
+
+@pytest.mark.parametrize("urgent", [False, True])
+async def test_clients_of_a_large_cluster_do_not_come_to_the_next_mgmtd_all_at_once(
+    autojump_clock: MockClock, urgent: bool
+) -> None:
+    """Storage daemons do: they are fewer, and chains wait for them."""
+    nodes = tuple([Node(number, 1, A, "h", True, 1) for number in range(1, 501)])
+    waited_s = []
+    for seed in range(20):
+        rpc = FakeRpc()
+        c = MgmtdClient(Env(MemoryTransport(), random.Random(seed)), rpc, [A, B], urgent)
+        lost = trio.Event()
+
+        async def dies(request: Any, lost: trio.Event = lost) -> GetRoutingReply:
+            if request.known_version:
+                await lost.wait()
+                raise FS3Error(Code.CONNECTION_LOST, A)
+            return whole(3, nodes=nodes)
+
+        rpc.peers[A], rpc.peers[B] = dies, FakeMgmtd(4)
+        async with running(c):
+            start = trio.current_time()
+            lost.set()
+            await c.wait_change(3)
+            waited_s.append(trio.current_time() - start)
+    if urgent:
+        assert max(waited_s) < 0.1
+    else:
+        assert max(waited_s) < 1.1 and sum(waited_s) / 20 > 0.3 and min(waited_s) < 0.3

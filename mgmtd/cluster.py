@@ -235,10 +235,16 @@ class Cluster:
             found.append(ConfigUse(number, name_of(kind), *self.state.uses.get(number, (-1, ""))))
         return tuple(found)
 
-    def format(self, request: FormatRequest) -> tuple[Change, FormatReply]:
-        """Make the first chain table. stripe: 0, or more than there are chains, means all of them.
+    def free_targets(self) -> list[Target]:
+        """Those that chains can be made of."""
+        return [t for t in self.state.targets.values() if self._is_usable(t)]
 
-        Raises ALREADY_FORMATTED, BAD_PLACEMENT, CONFIG (a chunk size or stripe that cannot be).
+    def format(self, request: FormatRequest, chains: Sequence[Sequence[int]] | None = None) -> tuple[Change, FormatReply]:
+        """Make the first chain table. stripe: 0, or more than there are chains, means all of them. chains: as they were
+        placed a moment ago.
+
+        Raises ALREADY_FORMATTED, BAD_PLACEMENT, CONFIG (a chunk size or stripe that cannot be), CONFLICT (targets came
+        or went since chains were placed).
         """
         if self.state.config is not None:
             raise FS3Error(Code.ALREADY_FORMATTED, f"cluster {self.state.head.cluster} is formatted already")
@@ -247,13 +253,17 @@ class Cluster:
             raise FS3Error(Code.CONFIG, f"chunk size {request.chunk_size}: expected {limits} bytes")
         if request.stripe < 0:
             raise FS3Error(Code.CONFIG, f"stripe {request.stripe}: expected at least 0")
-        usable = [t for t in self.state.targets.values() if self._is_usable(t)]
+        usable = self.free_targets()
         for each in usable:
             if each.used:
                 message = f"target {each.id} holds {each.used} bytes of a former cluster: empty it first"
                 raise FS3Error(Code.BAD_PLACEMENT, f"{message} (`fs3 admin target empty`)")
+        if chains is None:
+            chains = place(usable, request.replicas, self.state.nodes)
+        elif not {target for members in chains for target in members} <= {target.id for target in usable}:
+            raise FS3Error(Code.CONFLICT, "targets went away while the chain table was made")
         draft = Draft(self.state)
-        for number, members in enumerate(place(usable, request.replicas, self.state.nodes), start=1):
+        for number, members in enumerate(chains, start=1):
             draft.chains[number] = new_chain(number, members)
             for target in members:
                 draft.put(replace(self.state.targets[target], chain=number), stored=True)

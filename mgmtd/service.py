@@ -33,6 +33,7 @@ from fs3.api.mgmtd import (
 from fs3.env import Env
 from fs3.errors import Code, FS3Error
 from fs3.ids import NodeKind
+from fs3.placement.place import place
 from fs3.routing import Node
 from fs3.rpc.server import Call, Encoded, Later, RpcServer
 from fs3.settings import MgmtdSettings
@@ -52,6 +53,8 @@ logger = logging.getLogger("fs3.mgmtd.service")
 
 T = TypeVar("T")
 
+PLACE_APART_FROM = 2_000
+"""So many targets are placed in a thread: it takes up to seconds, longer than we may be without renewing our lease."""
 COMMIT_MS_MAX = 10_000
 """A commit that takes longer counts as lost."""
 
@@ -385,7 +388,12 @@ class MgmtdService:
         return await self._change(lambda cluster, now: (cluster.unregister(request, now), Empty()))
 
     async def _format(self, request: FormatRequest, call: Call) -> FormatReply:
-        reply = await self._change(lambda cluster, now: cluster.format(request))
+        cluster = self._primary()
+        free = cluster.free_targets()
+        chains = None
+        if len(free) >= PLACE_APART_FROM and not cluster.config().version:
+            chains = await trio.to_thread.run_sync(place, free, request.replicas, cluster.routing.nodes)
+        reply = await self._change(lambda cluster, now: cluster.format(request, chains))
         logger.info("formatted: %d chains of %d replicas", reply.chains, request.replicas)
         return reply
 

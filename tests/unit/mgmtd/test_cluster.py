@@ -359,3 +359,16 @@ def test_client_may_come_back_under_its_id_with_a_new_incarnation() -> None:
     bench.do(bench.cluster.heartbeat(HeartbeatRequest(client, 6), bench.now))
     bench.do(bench.cluster.tick(bench.now))
     assert [(c.client, c.alive) for c in bench.cluster.client_list()] == [(client, True)]
+
+
+def test_chains_that_were_placed_a_moment_ago_are_taken_if_their_targets_are_still_free() -> None:
+    bench = Bench(3)
+    request = FormatRequest(2, 1 << 20, 0)
+    assert sorted(target.id for target in bench.cluster.free_targets()) == [10, 20, 30]
+    with refused(Code.CONFLICT):
+        bench.cluster.format(request, [(10, 40)])
+    bench.do(bench.cluster.unregister(UnregisterRequest(2, 200), bench.now))
+    with refused(Code.CONFLICT):
+        bench.cluster.format(request, [(20, 30)])
+    assert bench.do(bench.cluster.format(request, [(30, 10)])).chains == 1
+    assert [t.target for t in bench.cluster.routing.chains[1].targets] == [30, 10]

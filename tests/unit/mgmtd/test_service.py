@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -400,3 +401,21 @@ async def test_random_garbage_hurts_nobody(autojump_clock: MockClock) -> None:
             await connection.aclose()
         assert w.client.routing.chains == before.chains
         assert {n.id for n in w.client.routing.nodes.values() if n.alive} == {1, 101, 102, 103}
+
+
+async def test_many_targets_are_placed_apart(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a thread, which here is none: the virtual clock would not wait for it."""
+    placed: list[int] = []
+
+    async def run_sync(place: Any, targets: Any, *rest: Any) -> Any:
+        placed.append(len(targets))
+        await trio.sleep(0.1)
+        return place(targets, *rest)
+
+    monkeypatch.setattr("mgmtd.service.PLACE_APART_FROM", 3)
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    async with world() as w:
+        await w.formatted()
+        assert placed == [3] and w.states() == [(101, "serving"), (102, "serving"), (103, "serving")]
+        await refused(Code.ALREADY_FORMATTED, w.client.call(FORMAT, FormatRequest(3, 1 << 20, 0)))
+        assert placed == [3]

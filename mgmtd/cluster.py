@@ -239,7 +239,7 @@ class Cluster:
         """Those that chains can be made of."""
         return [t for t in self.state.targets.values() if self._is_usable(t)]
 
-    def format(self, request: FormatRequest, chains: Sequence[Sequence[int]] | None = None) -> tuple[Change, FormatReply]:
+    def format(self, request: FormatRequest, chains: Sequence[tuple[int, ...]] | None = None) -> tuple[Change, FormatReply]:
         """Make the first chain table. stripe: 0, or more than there are chains, means all of them. chains: as they were
         placed a moment ago.
 

@@ -56,6 +56,11 @@ class MountConfig(ClientSettings):
         help="gather writes in memory and send them in the background: faster, but a crash of this daemon loses"
         " what was written and not yet synced or closed",
     )
+    strict: bool = option(
+        False,
+        help="show what other mounts did at once and always: names, attributes and content are asked of the cluster each"
+        " time, each write tells length and time; slower, and files cannot be mapped shared",
+    )
     state: str = option(
         "", help="a file that tells the next mount after a crash which one it replaces: files are then settled at once"
     )
@@ -116,13 +121,10 @@ async def _serve(
                 fs.use_kernel(ops.store, ops.forget_attributes)
                 callers = Callers(env.monotonic, groups_of_process)
                 settings = client.settings
-                handlers = ops.Operations(
-                    fs, callers, settings.entry_timeout / 1000, settings.attr_timeout / 1000, config.xattrs
-                )
+                handlers = ops.Operations(fs, callers, *_timeouts_s(config, settings), config.xattrs)
 
                 async def apply(settings: ClientSettings) -> None:
-                    handlers.entry_timeout_s = settings.entry_timeout / 1000
-                    handlers.attr_timeout_s = settings.attr_timeout / 1000
+                    handlers.entry_timeout_s, handlers.attr_timeout_s = _timeouts_s(config, settings)
                     fs.use_options(_fs_options(config, settings))
                     await trio.to_thread.run_sync(_raise_read_ahead, mountpoint, settings.kernel_read_ahead)
 
@@ -139,9 +141,15 @@ async def _serve(
     ended.cancel()
 
 
+def _timeouts_s(config: MountConfig, settings: ClientSettings) -> tuple[float, float]:
+    """For names, for attributes."""
+    return (0.0, 0.0) if config.strict else (settings.entry_timeout / 1000, settings.attr_timeout / 1000)
+
+
 def _fs_options(config: MountConfig, settings: ClientSettings) -> FsOptions:
     limit = settings.write_buffer if config.write_behind else 0
-    return FsOptions(settings.read_ahead, settings.read_cache, limit, config.atime == "relatime" and not config.read_only)
+    atime = config.atime == "relatime" and not config.read_only
+    return FsOptions(settings.read_ahead, settings.read_cache, limit, atime, config.strict)
 
 
 async def _answer(

@@ -46,22 +46,26 @@ _ACCESS = {os.O_RDONLY: Access.READ, os.O_WRONLY: Access.WRITE, os.O_RDWR: Acces
 class FsOptions:
     """read_ahead: bytes ahead of a sequential reader; read_cache: bytes of all blocks read ahead in the mount.
     write_behind: bytes that may wait in buffers before they are sent; 0 = write through. atime: whether reading sets access
-    times, as relatime has it."""
+    times, as relatime has it. strict: what the cluster has is what programs see: no file's content is kept by the kernel or
+    the mount, and each write tells meta length and time before it returns."""
 
     read_ahead: int
     read_cache: int
     write_behind: int
     atime: bool = False
+    strict: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class OpenFile:
-    """A file handle of the kernel. direct: opened with O_DIRECT or O_APPEND, past all caches of the mount."""
+    """A file handle of the kernel. direct: past all caches of the mount. version: data_version of the file that its blocks
+    read ahead stand for."""
 
     file: FileHandle
     window: ReadWindow
     direct: bool
     sync: bool
+    version: int
     writes: WriteBehind | None = None
     was_read: bool = False
 
@@ -74,8 +78,8 @@ class OpenDirectory:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What the kernel is told of a handle. direct_io: of one for appending, whose writes land where meta says, so that the
-    kernel must not put them into its pages."""
+    """What the kernel is told of a handle. direct_io: the kernel's pages are not used: for appending, since meta says where
+    the bytes land, and in strict mounts."""
 
     handle: int
     keep_cache: bool
@@ -197,8 +201,10 @@ class FileSystem:
             if error.code is Code.STALE_HANDLE and known is not None and known.gone is not None:
                 return known.gone
             raise
-        if known is not None and not attr.xattrs:
-            known.bare_since = self._client.env.monotonic()
+        if known is not None:
+            known.show(attr)
+            if not attr.xattrs:
+                known.bare_since = self._client.env.monotonic()
         return attr
 
     async def used(self, attr: Attr) -> int:
@@ -250,6 +256,8 @@ class FileSystem:
                 caller, inode, mode=mode, uid=uid, gid=gid, length=length,
                 atime_now=atime_ns is not None, mtime_now=mtime_ns is not None, by_handle=by_handle,
             )  # fmt: skip
+        if known is not None:
+            known.show(attr)
         if length is not None:
             self._read_ahead.drop(inode)
             await self._read_ahead.settle(inode)
@@ -302,6 +310,10 @@ class FileSystem:
             self._opening -= 1
         if file.writable:
             await self._read_ahead.settle(inode)
+        known = self._inodes.get(inode)
+        if known is not None and known.show(file.inode.view(file.inode.attr)):
+            # Another mount's change counts from this open on: the kernel would read no farther than the length it knows.
+            self._forget_attributes(inode)
         return self._opened(file, flags)
 
     async def create(self, caller: Caller, parent: int, name: bytes, mode: int, flags: int) -> tuple[Opened, Attr]:
@@ -321,7 +333,9 @@ class FileSystem:
             self._opening -= 1
         if file.writable and not file.created:
             await self._read_ahead.settle(file.inode.id)
-        return self._opened(file, flags), file.inode.view(file.inode.attr)
+        attr = file.inode.view(file.inode.attr)
+        known.show(attr)
+        return self._opened(file, flags), attr
 
     def _note_open(self, file: FileHandle) -> None:
         """From now on the names of a file are those of an open one."""
@@ -333,9 +347,9 @@ class FileSystem:
     def _opened(self, file: FileHandle, flags: int) -> Opened:
         """Register a handle; decide whether the kernel may keep the pages that it has."""
         state = file.inode
-        append = bool(flags & os.O_APPEND)
-        direct = append or bool(flags & os.O_DIRECT)
-        entry = OpenFile(file, ReadWindow(), direct, bool(flags & os.O_DSYNC))
+        past_kernel = self._options.strict or bool(flags & os.O_APPEND)
+        direct = past_kernel or bool(flags & os.O_DIRECT)
+        entry = OpenFile(file, ReadWindow(), direct, bool(flags & os.O_DSYNC), state.attr.data_version)
         if file.writable and self._options.write_behind and not direct:
             buffer = self._buffered.get(state.id)
             if buffer is None:
@@ -350,7 +364,7 @@ class FileSystem:
             self._read_ahead.drop(state.id)
             if known is not None:
                 known.cache_version = version
-        return Opened(self._files.add(entry), keep, append)
+        return Opened(self._files.add(entry), keep and not past_kernel, past_kernel)
 
     async def read(self, handle: int, offset: int, length: int) -> memoryview:
         """Bytes of a file; short only at its end."""
@@ -361,7 +375,7 @@ class FileSystem:
         if buffered is not None:
             await buffered.before_read()
         left = state.length - offset
-        if left <= 0:
+        if left <= 0 or (entry.direct and left < length):
             await self._client.getattr(state.id)  # it may have become longer
             left = state.length - offset
             if left <= 0:
@@ -370,7 +384,10 @@ class FileSystem:
         if entry.direct:
             into = memoryview(bytearray(length))
             await self._client.read_chunks(state, offset, into)
-            return into
+            return into[: max(0, state.length - offset)]  # others may have cut it
+        if entry.version != state.attr.data_version:
+            entry.version = state.attr.data_version
+            self._read_ahead.drop(state.id)  # somebody changed it: the kernel has learnt that, and reads anew
         return await self._read_ahead.read(state, entry.window, offset, length)
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
@@ -389,6 +406,8 @@ class FileSystem:
                 self._set_id_gone(state.id, mode, state.attr.mode)
             if entry.sync:
                 await self._client.fsync(entry.file)
+            elif self._options.strict:
+                await self._client.flush(entry.file)
         self._read_ahead.wrote(state, offset, len(data))
         return len(data)
 
@@ -518,6 +537,7 @@ class FileSystem:
         attr = self._buffered_view(attr)
         known = self._inodes.told(attr.inode, (parent, name))
         known.bare_since = -math.inf if attr.xattrs else self._client.env.monotonic()
+        known.show(attr)
         if attr.kind is FileKind.FILE:
             self._open_names.seen(attr.inode, (parent, name), attr.nlink)
         return attr

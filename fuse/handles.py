@@ -25,10 +25,11 @@ class KnownInode:
     have removed some. more: whether there were too many. cache_version: data_version of the file that the kernel's page
     cache stands for; -1 where it stands for none. bare_since: when meta last said that it has no extended attributes and no
     ACL (monotonic seconds). attributed: this mount has given it some, and meta's older answers may still come. gone: last
-    attributes of a directory that this mount removed, for those who have it open.
+    attributes of a directory that this mount removed, for those who have it open. shown: ctime and length that the kernel
+    was told last.
     """
 
-    __slots__ = ("attributed", "bare_since", "cache_version", "gone", "lookups", "more", "names")
+    __slots__ = ("attributed", "bare_since", "cache_version", "gone", "lookups", "more", "names", "shown")
 
     def __init__(self) -> None:
         self.lookups = 0
@@ -38,6 +39,12 @@ class KnownInode:
         self.bare_since = -math.inf
         self.attributed = False
         self.gone: Attr | None = None
+        self.shown = (0, 0)
+
+    def show(self, attr: Attr) -> bool:
+        """The kernel is told, or will ask for, these attributes; whether they are others than it was told before."""
+        before, self.shown = self.shown, (attr.ctime_ns, attr.length)
+        return before != self.shown
 
     def add(self, name: Name) -> None:
         if name not in self.names:

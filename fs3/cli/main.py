@@ -192,10 +192,13 @@ def ping(address: tuple[str, ...]) -> None:
 @click.option("--foreground", is_flag=True, help="Stay until Ctrl-C or `fs3 umount`.")
 @click.option("--log", type=folder, metavar="FILE", help="Where a background mount logs (default: ~/.local/state/fs3).")
 @click.option("--write-behind", is_flag=True, help="Gather small writes in memory: faster, see docs/operations.md.")
-def mount(mount_point: Path, data: Path, mgmtd: str | None, foreground: bool, log: Path | None, write_behind: bool) -> None:
+@click.option("--strict", is_flag=True, help="Show others' changes at once and always: slower, see docs/operations.md.")
+def mount(
+    mount_point: Path, data: Path, mgmtd: str | None, foreground: bool, log: Path | None, write_behind: bool, strict: bool
+) -> None:
     """Mount a running cluster at MOUNT_POINT, which is made if it does not exist."""
     found = addresses(data, mgmtd)
-    extra = ["--write-behind"] if write_behind else []
+    extra = [*(["--write-behind"] if write_behind else []), *(["--strict"] if strict else [])]
     if os.geteuid() != 0:
         extra.append("--no-allow-other")  # which needs user_allow_other in /etc/fuse.conf
     if foreground:

@@ -412,7 +412,8 @@ class FileClient:
             ]
         lengths = await self._storage.read(reads, deadline=deadline)
         if sum(lengths) < len(into):
-            await self._meta.call(GETATTR, GetattrRequest(state.id))  # a hole, if the file is still there
+            # A hole, if the file is still there and nobody has cut it.
+            state.learn((await self._meta.call(GETATTR, GetattrRequest(state.id))).attr)
 
     async def _readable(self, state: OpenInode, offset: int, length: int) -> int:
         """How many bytes there are from `offset` on; asks meta when the file seems to end before that."""

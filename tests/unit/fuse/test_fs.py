@@ -372,3 +372,46 @@ async def test_a_hot_block_goes_to_the_kernel_unless_the_file_is_open_for_writin
         await read_randomly(5, 20)
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert len(stored) == 2
+
+
+async def test_an_open_tells_the_kernel_to_ask_again_where_another_mount_changed_the_file(live: Live) -> None:
+    async with mount(live) as (fs, _), mount(live) as (other, _):
+        asked: list[int] = []
+        fs.use_kernel(no_store, asked.append)
+        inode = await make(fs, b"f", b"abc")
+        await fs.getattr(inode)
+        await fs.release((await fs.open(ROOT, inode, os.O_RDONLY)).handle)
+        assert asked == []
+        opened = await other.open(ROOT, inode, os.O_WRONLY)
+        await other.write(opened.handle, 0, b"longer")
+        await other.release(opened.handle)
+        await fs.release((await fs.open(ROOT, inode, os.O_RDONLY)).handle)
+        assert asked == [inode]
+        await fs.release((await fs.open(ROOT, inode, os.O_RDONLY)).handle)
+        assert asked == [inode]
+
+
+async def no_store(inode: int, offset: int, data: memoryview) -> None:
+    raise AssertionError("nothing is hot here")
+
+
+async def test_direct_readers_follow_a_length_that_another_mount_changes(live: Live) -> None:
+    async with mount(live) as (fs, _), mount(live) as (other, _):
+        inode = await make(fs, b"f", b"x" * 3000)
+        opened = await fs.open(ROOT, inode, os.O_RDONLY | os.O_DIRECT)
+        await other.setattr(ROOT, inode, length=5)
+        assert await fs.read(opened.handle, 0, 3000) == b"xxxxx"
+        await other.setattr(ROOT, inode, length=2 * CHUNK_SIZE)
+        assert await fs.read(opened.handle, 0, 3 * CHUNK_SIZE) == b"xxxxx" + bytes(2 * CHUNK_SIZE - 5)
+        await fs.release(opened.handle)
+
+
+async def test_a_strict_mount_tells_meta_of_each_write_and_keeps_nothing(live: Live) -> None:
+    strict = replace(THROUGH, strict=True, write_behind=CHUNK_SIZE)
+    async with mount(live, strict) as (fs, _), mount(live) as (_, client):
+        writer, attr = await fs.create(ROOT, ROOT_INODE, b"f", 0o644, os.O_RDWR | os.O_CREAT)
+        assert writer.direct_io and not writer.keep_cache
+        for length in (100, 200):
+            await fs.write(writer.handle, length - 100, b"x" * 100)
+            assert (await client.getattr(attr.inode)).length == length
+        assert not (await fs.open(ROOT, attr.inode, os.O_RDONLY)).keep_cache

@@ -48,7 +48,8 @@ def valid_chunk_size(size: int) -> bool:
     return CHUNK_SIZE_MIN <= size <= CHUNK_SIZE_MAX and size & (size - 1) == 0
 
 
-def _splitmix64(state: int) -> int:
+def splitmix64(state: int) -> int:
+    """The mixing of splitmix64: each bit of 64 changes half of the others."""
     state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & U64_MAX
     state = (state ^ (state >> 27)) * 0x94D049BB133111EB & U64_MAX
     return state ^ (state >> 31)
@@ -61,7 +62,7 @@ def shuffled(chains: tuple[int, ...], seed: int) -> tuple[int, ...]:
     state = seed
     for last in range(len(order) - 1, 0, -1):
         state = (state + 0x9E3779B97F4A7C15) & U64_MAX
-        other = _splitmix64(state) % (last + 1)
+        other = splitmix64(state) % (last + 1)
         order[last], order[other] = order[other], order[last]
     return tuple(order)
 

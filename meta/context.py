@@ -11,28 +11,38 @@ from dataclasses import dataclass, field
 import trio
 
 from fs3.env import Env
+from fs3.ids import NodeKind
 from fs3.kv.base import KVEngine
 from fs3.layout import FileLayout
 from fs3.routing import RoutingInfo
 
 from .inode_ids import InodeIds
 from .schema import Inode
+from .shares import Share
 
 
 @dataclass(slots=True)
 class Context:
-    """owner: a random id of this daemon's incarnation, which marks its claims on work. routing: the latest known."""
+    """owner: a random id of this daemon's incarnation, which marks its claims on work. node: its id, by which work is shared
+    out. routing: the latest known."""
 
     env: Env
     engine: KVEngine
     ids: InodeIds
     routing: Callable[[], RoutingInfo]
     owner: int
+    node: int
     garbage: trio.Event = field(default_factory=trio.Event)
     """Set when an operation may have put something into the GC queue."""
+    trees: trio.Event = field(default_factory=trio.Event)
+    """Set when a tree may have been removed."""
 
     def now_ns(self) -> int:
         return self.env.wall_ns()
+
+    def share(self) -> Share:
+        """This daemon's part of the work that needs doing by one daemon, as of now."""
+        return Share(self.node, tuple([node.id for node in self.routing().nodes_of(NodeKind.META)]))
 
     def file_layout(self, parent: Inode) -> FileLayout:
         """The layout of a file that is made in a directory."""

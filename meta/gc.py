@@ -1,11 +1,14 @@
 """The collector: removes the chunks of removed files, completes what daemons that died left behind, ends the sessions of
-dead clients and forgets old records. Any number of daemons may run it over one store."""
+dead clients and forgets old records.
+
+Any number of daemons may run it over one store. They share the work by inode (shares.py), and none of it is harmed by being
+done twice, as where two of them know different members for a moment."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import trio
 
@@ -16,7 +19,6 @@ from fs3.kv.transact import transact
 
 from . import resolve
 from .chunks import ChunkStore
-from .claims import Claims
 from .context import Context
 from .intents import Intents
 from .ops.unlink import discard, has_session
@@ -37,22 +39,24 @@ from .schema import (
     span,
     unpack_record,
 )
+from .trees import Trees
 
 logger = logging.getLogger("fs3.meta.gc")
 
 PAGE = 256
+_RECORDS = 0
+"""The work of forgetting old records, as it is shared out; no inode has this number."""
 
 
 @dataclass(frozen=True, slots=True)
 class GcTimes:
     """gather_ms: files that were removed so close to each other are collected together. sweep_ms: how often to look for
-    what others left. abandoned_ms: when to take over another daemon's garbage. work_ms: for one file. session_grace_ms: how
-    long a client is dead before its sessions end; unknown_grace_ms: how long it is not known at all. record_age_ms: when a
-    record of a done request may go (no client retries for so long). files_at_once: whose chunks are being removed."""
+    what others left to this one. work_ms: for one file. session_grace_ms: how long a client is dead before its sessions
+    end; unknown_grace_ms: how long it is not known at all. record_age_ms: when a record of a done request may go (no client
+    retries for so long). files_at_once: whose chunks are being removed."""
 
     gather_ms: int = 50
     sweep_ms: int = 5_000
-    abandoned_ms: int = 60_000
     work_ms: int = 20_000
     session_grace_ms: int = 10_000
     unknown_grace_ms: int = 600_000
@@ -66,7 +70,7 @@ ClientStates = Callable[[], Awaitable[dict[int, ClientInfo]]]
 
 
 class Collector:
-    """Does all that in two tasks: one for garbage, one for the rest."""
+    """Does all that in three tasks: for garbage, for removed trees, and for the rest."""
 
     def __init__(
         self,
@@ -79,11 +83,11 @@ class Collector:
         self._ctx = ctx
         self._chunks = chunks
         self._intents = intents
+        self.trees = Trees(ctx)
         self.clients = clients
-        self.times = times  # but for abandoned_ms it may be changed at any time
-        self._claims = Claims(ctx.env, ctx.owner, times.abandoned_ms)
+        self.times = times  # may be changed at any time
         self._gone_since: dict[int, float] = {}  # clients that are dead or not known, and since when
-        self._swept: set[int] = set()  # dead clients whose sessions have ended
+        self._collected = False  # whether there may be more of it
         self._old_records: dict[bytes, tuple[int, float]] = {}  # key -> sequence, and since when it looks old
         self._failing = False
         self._problems: dict[str, str] = {}  # what failed in its last round, and why
@@ -92,6 +96,7 @@ class Collector:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_garbage)
+            nursery.start_soon(self._run_trees)
             nursery.start_soon(self._run_sweeps)
 
     async def _run_garbage(self) -> None:
@@ -99,8 +104,18 @@ class Collector:
         while True:
             ctx.garbage = trio.Event()
             await self._guarded(self.collect, "collecting removed files")
+            if not self._collected:
+                with trio.move_on_after(self.times.sweep_ms / 1000):
+                    await ctx.garbage.wait()
+            await trio.sleep(self.times.gather_ms / 1000)
+
+    async def _run_trees(self) -> None:
+        ctx = self._ctx
+        while True:
+            ctx.trees = trio.Event()
+            await self._guarded(self.trees.work, "removing trees")
             with trio.move_on_after(self.times.sweep_ms / 1000):
-                await ctx.garbage.wait()
+                await ctx.trees.wait()
             await trio.sleep(self.times.gather_ms / 1000)
 
     async def _run_sweeps(self) -> None:
@@ -136,12 +151,14 @@ class Collector:
     # Garbage
 
     async def collect(self) -> None:
-        """Remove the chunks of all removed files that are ours or nobody's."""
+        """Remove the chunks of all removed files that are this daemon's share."""
         begin, end = span(b"GCQ_")
+        share = self._ctx.share()
+        self._collected = False
         while True:
             pairs = await self._ctx.engine.transaction().get_range(begin, end, limit=PAGE, snapshot=True)
-            found = [(inode_of_key(key), Garbage.unpack(value)) for key, value in pairs]
-            todo = [(inode, garbage) for inode, garbage in found if self._claims.free(inode, garbage.owner, garbage.beat)]
+            found = [(inode_of_key(key), value) for key, value in pairs]
+            todo = [(inode, Garbage.unpack(value)) for inode, value in found if share.has(inode)]
             if todo:
                 # A power failure that brings a file back must not find it without its chunks.
                 await self._ctx.engine.sync()
@@ -151,7 +168,6 @@ class Collector:
             begin = pairs[-1][0] + b"\0"
 
     async def _collect_some(self, todo: list[tuple[int, Garbage]]) -> None:
-        todo = await self._take_over(todo)
         done: list[int] = []
         failed: list[FS3Error] = []
 
@@ -177,29 +193,10 @@ class Collector:
             raise FS3Error(Code.KV_UNAVAILABLE, "meta.gc.interrupted")
         if done:
             await transact(self._ctx.engine, forget, env=self._ctx.env, idempotent=True)
-            for inode in done:
-                self._claims.forget(inode)
+            self._collected = True
             self._ctx.env.metrics.count("meta.files_collected", len(done))
         if failed:
             raise failed[0]
-
-    async def _take_over(self, todo: list[tuple[int, Garbage]]) -> list[tuple[int, Garbage]]:
-        """Claim what another daemon has abandoned. Returns what is now ours."""
-        ctx = self._ctx
-        mine = [each for each in todo if each[1].owner == ctx.owner]
-        others = [each for each in todo if each[1].owner != ctx.owner]
-
-        async def claim(txn: Txn) -> list[tuple[int, Garbage]]:
-            taken = []
-            for inode, seen in others:
-                value = await txn.get(garbage_key(inode))
-                if value is None or Garbage.unpack(value).owner not in (seen.owner, ctx.owner):
-                    continue
-                taken.append((inode, replace(seen, owner=ctx.owner, beat=0)))
-                txn.set(garbage_key(inode), taken[-1][1].pack())
-            return taken
-
-        return mine + (await transact(ctx.engine, claim, env=ctx.env, idempotent=True) if others else [])
 
     # Sessions
 
@@ -210,7 +207,6 @@ class Collector:
         for client, info in states.items():
             if info.alive:
                 self._gone_since.pop(client, None)
-                self._swept.discard(client)
             else:
                 self._gone_since.setdefault(client, now)
         grace_s = self.times.session_grace_ms / 1000
@@ -227,7 +223,8 @@ class Collector:
         for client in [client for client in self._gone_since if client not in states and client not in holders]:
             del self._gone_since[client]
         if dead & holders:
-            await self.end_sessions(dead & holders)
+            share = self._ctx.share()
+            await self.end_sessions(dead & holders, share.has)
 
     async def _holders(self) -> set[int]:
         """All clients that have sessions."""
@@ -246,19 +243,19 @@ class Collector:
             begin = pairs[-1][0] + b"\0"
             await trio.lowlevel.checkpoint()
 
-    async def end_sessions(self, dead: set[int]) -> int:
-        """End all sessions of clients that are gone; returns how many there were."""
+    async def end_sessions(self, dead: set[int], wanted: Callable[[int], bool] = lambda inode: True) -> int:
+        """End the sessions of clients that are gone, of those inodes that are wanted; returns how many there were."""
         found: list[tuple[int, int, int, bytes]] = []
 
         def note(inode: int, client: int, session: int, value: bytes) -> None:
-            if client in dead:
+            if client in dead and wanted(inode):
                 found.append((inode, client, session, value))
 
         await self._each_session(note)
         for inode, client, session, value in found:
             await self._end_session(inode, client, session, Session.unpack(value).hold)
         if found:
-            logger.info("ended %d sessions of dead clients %s", len(found), sorted(dead))
+            logger.info("ended %d sessions of dead clients %s", len(found), sorted({client for _, client, _, _ in found}))
         return len(found)
 
     async def _end_session(self, number: int, client: int, session: int, hold: bool) -> None:
@@ -300,8 +297,12 @@ class Collector:
 
     async def forget_records(self) -> None:
         """Remove the records of requests done so long ago that nobody asks for them again. Wall clocks may be wrong, also
-        that of whoever wrote a record: one that looks old goes once it has done so for all that time, by our own clock."""
+        that of whoever wrote a record: one that looks old goes once it has done so for all that time, by our own clock.
+        One daemon does so: it has to read all of them."""
         ctx = self._ctx
+        if not ctx.share().has(_RECORDS):
+            self._old_records.clear()
+            return
         age_s = self.times.record_age_ms / 1000
         now = ctx.env.monotonic()
         known, self._old_records = self._old_records, {}

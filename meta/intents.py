@@ -75,14 +75,17 @@ class Intents:
             raise running.error
 
     async def sweep(self) -> None:
-        """Complete all intents that are there and free, such as those of daemons that died."""
+        """Complete the intents that are free, such as those of daemons that died, and this daemon's share."""
         begin, end = span(b"INTN")
+        share = self._ctx.share()
         while True:
             pairs = await self._ctx.engine.transaction().get_range(begin, end, limit=PAGE, snapshot=True)
             for key, value in pairs:
                 intent = Intent.unpack(value)
                 inode = inode_of_key(key)
-                if inode in self._running or not self._claims.free(inode, intent.owner, intent.beat):
+                # Others' shares are looked at too: when one of them dies, it is known how long its claims are unchanged.
+                free = self._claims.free(inode, intent.owner, intent.beat)
+                if inode in self._running or not free or not share.has(inode):
                     continue
                 try:
                     await self.complete(inode)

@@ -59,7 +59,8 @@ _DENTRY = struct.Struct("<QB")
 _TIMES = struct.Struct("<qq")
 _SESSION = struct.Struct("<BBIq")
 _INTENT = struct.Struct("<BBqqQQ")
-_GARBAGE = struct.Struct("<BqIIIIQQQ")
+_GARBAGE = struct.Struct("<BqIIIIQ16x")
+# 16 unused bytes: who removed it, once.
 _GARBAGE_SINCE = struct.Struct("<q")
 _RECORD = struct.Struct("<QHQB")
 _COUNTER = struct.Struct("<q")
@@ -307,30 +308,26 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """A removed file. bound: no chunk holds bytes at or behind it (-1: not known). owner, beat: as in Intent. since_ns: when
-    it was removed, wall clock; 0 where that is not known."""
+    """A removed file. bound: no chunk holds bytes at or behind it (-1: not known). since_ns: when it was removed, wall
+    clock; 0 where that is not known."""
 
     bound: int
     layout: FileLayout
-    owner: int
-    beat: int
     since_ns: int = 0
 
     def pack(self) -> bytes:
         of = self.layout
-        value = _GARBAGE.pack(
-            FORMAT, self.bound, of.table, of.table_version, of.chunk_size, of.stripe, of.seed, self.owner, self.beat
-        )
+        value = _GARBAGE.pack(FORMAT, self.bound, of.table, of.table_version, of.chunk_size, of.stripe, of.seed)
         return value + _GARBAGE_SINCE.pack(self.since_ns)
 
     @staticmethod
     def unpack(value: bytes) -> Garbage:
-        version, bound, table, table_version, chunk_size, stripe, seed, owner, beat = _GARBAGE.unpack_from(value)
+        version, bound, table, table_version, chunk_size, stripe, seed = _GARBAGE.unpack_from(value)
         if version != FORMAT:
             raise _newer("GCQ_", version)
         rest = value[_GARBAGE.size :]
         since_ns = _GARBAGE_SINCE.unpack(rest)[0] if rest else 0
-        return Garbage(bound, FileLayout(table, table_version, chunk_size, stripe, seed), owner, beat, since_ns)
+        return Garbage(bound, FileLayout(table, table_version, chunk_size, stripe, seed), since_ns)
 
 
 def pack_record(sequence: int, method: int, second: int, error: bool, body: bytes) -> bytes:

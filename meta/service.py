@@ -21,7 +21,7 @@ from fs3.kv.transact import transact
 from fs3.layout import FileLayout
 from fs3.rpc.server import Call, RpcServer
 
-from . import resolve
+from . import resolve, trees
 from .admin import MetaAdmin
 from .chunks import ChunkStore
 from .context import Context
@@ -55,9 +55,11 @@ class MetaService:
         nursery: trio.Nursery,
         times: GcTimes = GcTimes(),  # noqa: B008 (frozen)
         root_owner: tuple[int, int] = (0, 0),
+        node: int = 0,
     ) -> None:
-        """nursery: for work on chunks that outlives the request which began it. root_owner: uid and gid, when it is made."""
-        self.ctx = Context(env, engine, InodeIds(env, engine), lambda: mgmtd.routing, env.client_id())
+        """nursery: for work on chunks that outlives the request which began it. root_owner: uid and gid, when it is made.
+        node: the daemon's id."""
+        self.ctx = Context(env, engine, InodeIds(env, engine), lambda: mgmtd.routing, env.client_id(), node)
         self._mgmtd = mgmtd
         self._intents = Intents(self.ctx, chunks, nursery)
         self.collector = Collector(self.ctx, chunks, self._intents, self._clients, times)
@@ -80,6 +82,7 @@ class MetaService:
         self._changes(server, api.RENAME, rename.rename)
         self._changes(server, api.SETXATTR, xattr.setxattr)
         self._changes(server, api.RELEASE, session.release)
+        self._changes(server, api.RMTREE, trees.rmtree)
         server.handle(api.SETATTR, self._guarded(self.setattr))
         server.handle(api.CREATE, self._guarded(self.create))
         server.handle(api.OPEN, self._guarded(self.open))
@@ -186,13 +189,13 @@ class MetaService:
         return reply
 
     async def append(self, request: api.AppendRequest) -> api.AppendReply:
-        stale = await read(self.ctx, session.is_stale, request, self._intents.complete)
-        if stale:
-            # Somebody cut the file since this client looked: only the chains know where its end is.
-            await transact(self.ctx.engine, lambda txn: session.settle(self.ctx, txn, request.inode), env=self.ctx.env)
-            await self._intents.complete(request.inode)
-            request = replace(request, length_hint=-1)
-        return await mutate(self.ctx, api.APPEND, session.append, request, self._intents.complete)
+        ctx, complete = self.ctx, self._intents.complete
+        try:
+            return await mutate(ctx, api.APPEND, session.append, request, complete)
+        except session.StaleHint:
+            await transact(ctx.engine, lambda txn: session.settle(ctx, txn, request.inode), env=ctx.env, idempotent=True)
+            await complete(request.inode)
+            return await mutate(ctx, api.APPEND, session.append, replace(request, length_hint=-1), complete)
 
     async def _settled(self, reply: WithAttr) -> WithAttr:
         """The reply once no intent is pending on its inode, with the attributes as they are then."""

@@ -44,7 +44,7 @@ PURE = {
         "submit.py",
         "tables.py",
     ),
-    "meta": ("schema.py", "acl.py", "posix_acl.py", "fsck.py"),
+    "meta": ("schema.py", "acl.py", "posix_acl.py", "fsck.py", "shares.py"),
     "storage": (
         "replica.py",
         "channels.py",

@@ -159,10 +159,8 @@ async def peek(ctx: Context, txn: Txn, request: ReportRequest) -> AttrReply | No
     return None if new or request.wrote else AttrReply(inode.attr())
 
 
-async def is_stale(ctx: Context, txn: Txn, request: AppendRequest) -> bool:
-    """Whether the appender's own idea of the file's end is from before a truncation."""
-    inode = await resolve.in_order(txn, request.inode)
-    return request.length_hint >= 0 and request.truncate_version != inode.truncate_version
+class StaleHint(Exception):
+    """An appender's own idea of the file's end is from before a truncation: only the chains know where its end is."""
 
 
 async def settle(ctx: Context, txn: Txn, number: int) -> None:
@@ -175,13 +173,13 @@ async def settle(ctx: Context, txn: Txn, number: int) -> None:
 
 
 async def append(ctx: Context, txn: Txn, request: AppendRequest) -> AppendReply:
-    """Give the appender the range behind the file's end."""
+    """Give the appender the range behind the file's end. Raises StaleHint."""
     inode = await resolve.in_order(txn, request.inode)
+    if request.length_hint >= 0 and request.truncate_version != inode.truncate_version:
+        raise StaleHint
     if request.length < 0:
         raise FS3Error(Code.INVALID, f"an append of {request.length} bytes")
-    offset = inode.length
-    if request.truncate_version == inode.truncate_version:
-        offset = max(offset, request.length_hint)
+    offset = max(inode.length, request.length_hint)
     if offset + request.length > FILE_LENGTH_MAX:
         raise FS3Error(Code.FILE_TOO_LARGE, f"an append of {request.length} bytes at {offset}")
     inode.length = offset + request.length

@@ -48,7 +48,7 @@ def discard(ctx: Context, txn: Txn, inode: Inode) -> None:
         txn.clear(intent_key(number))
         bound = -1
     if inode.kind == FILE and bound != 0:
-        txn.set(garbage_key(number), Garbage(bound, inode.layout(), ctx.owner, 0, ctx.now_ns()).pack())
+        txn.set(garbage_key(number), Garbage(bound, inode.layout(), ctx.now_ns()).pack())
         ctx.garbage.set()
 
 
@@ -63,10 +63,14 @@ def discard_directory(txn: Txn, inode: Inode) -> None:
         txn.clear_range(*span(xattr_key(number, b"")))
 
 
+async def is_empty(txn: Txn, directory: int) -> bool:
+    begin, end = span(entry_key(directory, b""))
+    return not await txn.get_range(begin, end, limit=1)
+
+
 async def require_empty(txn: Txn, directory: int) -> None:
     """Raises NOT_EMPTY."""
-    begin, end = span(entry_key(directory, b""))
-    if await txn.get_range(begin, end, limit=1):
+    if not await is_empty(txn, directory):
         raise FS3Error(Code.NOT_EMPTY, f"directory {directory}")
 
 

@@ -137,5 +137,5 @@ async def test_chunks_belong_to_files() -> None:
 async def test_the_garbage_of_another_format_is_unreadable() -> None:
     store, of = await a_store()
     garbage = Garbage.unpack(store[garbage_key(of["gone"])])
-    store[garbage_key(of["gone"])] = b"\x63" + replace(garbage, beat=1).pack()[1:]
+    store[garbage_key(of["gone"])] = b"\x63" + replace(garbage, bound=1).pack()[1:]
     assert [each.fault for each in check(survey(store.items()))] == [Fault.UNREADABLE]

@@ -18,11 +18,11 @@ from fs3.api.meta import Access, Attr, Caller, FileKind, RenameFlags
 from fs3.api.mgmtd import CLUSTER_CONFIG, LIST_CLIENTS, ClientInfo, ClusterConfigReply, ListClientsReply
 from fs3.env import Env
 from fs3.errors import Code, FS3Error
-from fs3.ids import ROOT_INODE, RequestTag
+from fs3.ids import ROOT_INODE, NodeKind, RequestTag
 from fs3.kv.base import KVEngine
 from fs3.kv.memory import MemoryEngine
 from fs3.layout import FileLayout
-from fs3.routing import RoutingInfo, Table
+from fs3.routing import Node, RoutingInfo, Table
 from fs3.rpc.server import RpcServer
 from fs3.testing.mgmtd import StaticMgmtd
 from fs3.transport.memory import MemoryTransport
@@ -125,14 +125,28 @@ class SteppingEnv(Env):
 
 @dataclass
 class Cluster:
-    """What mgmtd would tell. clients: id -> alive. ended: those of the others whose process is surely gone."""
+    """What mgmtd would tell. clients: id -> alive. ended: those of the others whose process is surely gone. metas: ids of
+    the living meta daemons; without any, each is alone."""
 
     formatted: bool = True
     clients: dict[int, bool] = field(default_factory=lambda: {CLIENT: True})
     ended: set[int] = field(default_factory=set)
+    metas: tuple[int, ...] = ()
+    informed: list[StaticMgmtd] = field(default_factory=list)
+
+    def routing(self) -> RoutingInfo:
+        nodes = {node: Node(node, NodeKind.META, f"test://{node}", "host", True, 1) for node in self.metas}
+        return RoutingInfo(1, "test", tables={1: Table(1, 1, CHAINS, 1)}, nodes=nodes)
+
+    def set_metas(self, *metas: int) -> None:
+        """All daemons hear at once which of them live."""
+        self.metas = metas
+        for each in self.informed:
+            each.routing = self.routing()
 
     def mgmtd(self) -> StaticMgmtd:
-        made = StaticMgmtd(RoutingInfo(1, "test", tables={1: Table(1, 1, CHAINS, 1)}))
+        made = StaticMgmtd(self.routing())
+        self.informed.append(made)
 
         async def config(request: Empty) -> ClusterConfigReply:
             return ClusterConfigReply(int(self.formatted), "test", 1, 1, CHUNK, 3)
@@ -149,13 +163,15 @@ class Cluster:
 class World:
     """One meta daemon's service, and a client of it."""
 
-    def __init__(self, env: Env, engine: KVEngine, chunks: FakeChunks, cluster: Cluster, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, env: Env, engine: KVEngine, chunks: FakeChunks, cluster: Cluster, nursery: trio.Nursery, node: int
+    ) -> None:
         self.env = env
         self.engine = engine
         self.chunks = chunks
         self.cluster = cluster
-        times = GcTimes(session_grace_ms=1000, abandoned_ms=5000)
-        self.service = MetaService(env, engine, cluster.mgmtd(), chunks, nursery, times)
+        times = GcTimes(session_grace_ms=1000)
+        self.service = MetaService(env, engine, cluster.mgmtd(), chunks, nursery, times, node=node)
         self.server = RpcServer(env)
         self.service.bind(self.server)
         self._channels = count(1)
@@ -281,11 +297,12 @@ async def world(
     chunks: FakeChunks | None = None,
     cluster: Cluster | None = None,
     collecting: bool = False,
+    node: int = 0,
 ) -> AsyncIterator[World]:
-    """A service that has its root. collecting: also runs the collector (it needs a mock clock)."""
+    """A service that has its root. collecting: also runs the collector (it needs a mock clock). node: the daemon's id."""
     env = SteppingEnv(MemoryTransport(), random.Random(next(_seeds)))
     async with trio.open_nursery() as nursery:
-        made = World(env, engine or MemoryEngine(), chunks or FakeChunks(), cluster or Cluster(), nursery)
+        made = World(env, engine or MemoryEngine(), chunks or FakeChunks(), cluster or Cluster(), nursery, node)
         if collecting:
             await nursery.start(made.service.run)
         else:

@@ -208,12 +208,13 @@ class MgmtdService:
                     me = self._me
                     node = Node(me.node, NodeKind.MGMTD, me.address, me.host, True, me.incarnation)
                     change = cluster.take_office(node)
-                    await self._store.commit(change, epoch, cluster.head.revision)
+                    with trio.fail_after(min(COMMIT_MS_MAX, self._lease_ms) / 1000):
+                        await self._store.commit(change, epoch, cluster.head.revision)
             except (FS3Error, trio.TooSlowError) as error:
                 self._lease.give_up()
                 if isinstance(error, FS3Error):
                     raise
-                raise FS3Error(Code.KV_UNAVAILABLE, "the store takes too long to be loaded") from None
+                raise FS3Error(Code.KV_UNAVAILABLE, "the store takes too long") from None
             before = cluster.version
             cluster.apply(change)
             self._cluster, self._epoch = cluster, epoch
@@ -221,12 +222,20 @@ class MgmtdService:
             logger.info("primary of cluster %s at epoch %d, routing version %d", saved.head.cluster, epoch, cluster.version)
 
     async def _load(self, epoch: int) -> Saved:
-        """All that is stored, while the lease is renewed: of a big cluster that takes longer than a lease."""
-        saved: Saved | FS3Error
+        """All that is stored, while the lease is renewed: of a big cluster that takes longer than a lease.
+
+        Given up when one answer takes as long: the store may never give it, and another request gets through.
+        """
+        saved: Saved | FS3Error = FS3Error(Code.KV_UNAVAILABLE, "the store does not answer in time")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._renew)
+
+            def heard() -> None:
+                nursery.cancel_scope.deadline = trio.current_time() + self._lease_ms / 1000
+
+            heard()
             try:
-                saved = await self._store.load(epoch, f"{self._env.random.getrandbits(64):016x}")
+                saved = await self._store.load(epoch, f"{self._env.random.getrandbits(64):016x}", heard)
             except FS3Error as error:
                 saved = error
             nursery.cancel_scope.cancel()

@@ -88,8 +88,9 @@ class Store:
             _put_record(txn, record, released)
             await txn.commit()
 
-    async def load(self, epoch: int, cluster: str) -> Saved:
-        """All that is stored; a store that is empty becomes that of a new cluster of this name.
+    async def load(self, epoch: int, cluster: str, heard: Callable[[], None]) -> Saved:
+        """All that is stored; a store that is empty becomes that of a new cluster of this name. heard: called after each
+        answer of the store.
 
         Reads in several transactions: since we are primary nobody else writes, which the first commit will verify.
         """
@@ -104,17 +105,22 @@ class Store:
         else:
             head = decode(Head, raw)
         config = await self._engine.transaction().get(CONFIG)
+        heard()
+
+        async def every(tag: bytes, cls: type[T]) -> list[T]:
+            return await self._all(tag, cls, heard)
+
         return Saved(
             head,
             decode(ClusterConfigReply, config) if config is not None else None,
-            {chain.id: chain for chain in await self._all(CHAIN, Chain)},
-            {table.id: table for table in await self._all(TABLE, Table)},
-            {target.id: target for target in await self._all(TARGET, Target)},
-            {node.id: node for node in await self._all(NODE, Node)},
-            {client.id: client for client in await self._all(CLIENT, ClientRecord)},
-            await self._all(CONFIG_VERSION, ConfigVersion),
-            await self._all(OPERATION, OperationRecord),
-            await self._all(MOVE, MoveRecord),
+            {chain.id: chain for chain in await every(CHAIN, Chain)},
+            {table.id: table for table in await every(TABLE, Table)},
+            {target.id: target for target in await every(TARGET, Target)},
+            {node.id: node for node in await every(NODE, Node)},
+            {client.id: client for client in await every(CLIENT, ClientRecord)},
+            await every(CONFIG_VERSION, ConfigVersion),
+            await every(OPERATION, OperationRecord),
+            await every(MOVE, MoveRecord),
         )
 
     async def commit(self, change: Change, epoch: int, revision: int) -> None:
@@ -145,11 +151,12 @@ class Store:
         if change.head.routing_version != stored.routing_version or change.configs or change.operations:
             await self._engine.sync()
 
-    async def _all(self, tag: bytes, cls: type[T]) -> list[T]:
+    async def _all(self, tag: bytes, cls: type[T], heard: Callable[[], None]) -> list[T]:
         begin, end = prefix_range(tag)
         found: list[T] = []
         while True:
             page = await self._engine.transaction().get_range(begin, end, limit=_PAGE)
+            heard()
             found.extend([decode(cls, value) for _, value in page])
             if len(page) < _PAGE:
                 return found

@@ -28,6 +28,7 @@ class Hanging(MemoryEngine):
     def __init__(self, engine: MemoryEngine) -> None:
         self.engine = engine
         self.hangs = False
+        self.until_lost: dict[str, int] = {}  # kind of request -> which of them gets no answer
         self.range_takes_s = 0.0
 
     def transaction(self) -> Txn:
@@ -38,7 +39,9 @@ class Hanging(MemoryEngine):
 
     def _late(self, call: Any) -> Any:
         async def late(*arguments: Any, **named: Any) -> Any:
-            if self.hangs:
+            if call.__name__ in self.until_lost:
+                self.until_lost[call.__name__] -= 1
+            if self.hangs or self.until_lost.get(call.__name__) == 0:
                 await trio.sleep_forever()
             if call.__name__ == "get_range":
                 await trio.sleep(self.range_takes_s)
@@ -112,6 +115,21 @@ async def test_a_state_that_takes_longer_than_a_lease_to_load(autojump_clock: Mo
         version = w.client.routing.version
         await trio.sleep(LEASE_MS / 1000)
         assert w.client.routing.version == version
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("kind, number", [("get", 4), ("get_range", 1), ("get_range", 5), ("commit", 2), ("commit", 3)])
+async def test_a_request_that_gets_lost_while_it_takes_office(kind: str, number: int, autojump_clock: MockClock) -> None:
+    """It waited ten seconds for that one answer, and nobody was primary (seed 200, shape primary)."""
+    async with trio.open_nursery() as nursery:
+        w = World(nursery)
+        way = Hanging(w.engine)
+        way.until_lost[kind] = number
+        began = trio.current_time()
+        await w.start_mgmtd(1, way)
+        await w.client.call(CLUSTER_CONFIG, Empty(), timeout_ms=LEASE_MS)
+        assert way.until_lost[kind] < 0, "it asked again"
+        assert trio.current_time() - began < 3 * LEASE_S
         nursery.cancel_scope.cancel()
 
 

@@ -186,8 +186,8 @@ class TargetAction(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class TargetActionRequest:
-    """chain_version: of its chain as the operator saw it, for GIVE_UP; 0: whatever it is. chain: for GIVE_UP of a chain none of
-    whose targets is alive, by a target that is in none: the chain begins anew, with nothing in it; else 0."""
+    """chain_version: of its chain as the operator saw it, for GIVE_UP; 0: whatever it is. chain: for GIVE_UP of a chain none
+    of whose targets is alive, by a target that is in none: the chain begins anew, with nothing in it; else 0."""
 
     target: int
     action: TargetAction

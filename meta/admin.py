@@ -10,6 +10,7 @@ from fs3.api.meta import AttrReply
 from fs3.api.meta_admin import (
     GC_STATUS,
     LIST_SESSIONS,
+    LIST_TREES,
     MEND,
     PROBLEMS_MAX,
     PRUNE_SESSIONS,
@@ -62,6 +63,7 @@ class MetaAdmin:
         self._handle(server, LIST_SESSIONS, self.list_sessions)
         self._handle(server, PRUNE_SESSIONS, self.prune_sessions)
         self._handle(server, GC_STATUS, self.gc_status)
+        self._handle(server, LIST_TREES, self._collector.trees.list)
         self._handle(server, SET_LAYOUT, self.set_layout)
         self._handle(server, SCAN, self.scan)
         self._handle(server, MEND, self.mend)

@@ -34,6 +34,8 @@ class Context:
     node: int
     garbage: trio.Event = field(default_factory=trio.Event)
     """Set when an operation may have put something into the GC queue."""
+    trees: trio.Event = field(default_factory=trio.Event)
+    """Set when a tree may have been removed."""
 
     def now_ns(self) -> int:
         return self.env.wall_ns()

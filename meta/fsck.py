@@ -22,6 +22,7 @@ from .schema import (
     ENTRY_PREFIX,
     FILE,
     INODE_BLOCKS,
+    INODE_DOOMED,
     INODE_PENDING,
     INODE_XATTRS,
     STAT_INODES,
@@ -29,6 +30,8 @@ from .schema import (
     Inode,
     Intent,
     Session,
+    Tree,
+    doomed_key_parts,
     inode_of_key,
     session_key_parts,
     unpack_counter,
@@ -53,6 +56,7 @@ class Fault(Enum):
     DANGLING_SESSION = "a session of no inode"
     WRONG_PENDING = "an intent without its mark in the inode, or a mark without intent"
     DANGLING_XATTR = "an extended attribute of no inode, or of one that is not marked to have any"
+    WRONG_DOOM = "a directory that is marked as removed with its tree and not queued for that, or queued and not removed"
     REMOVED_ALIVE = "an inode that is queued for removal and still there"
     FOREIGN_ID = "an inode whose id was never handed out"
     WRONG_COUNT = "a count of inodes that is wrong"
@@ -96,6 +100,8 @@ class Survey:
     clients: Counter[int] = field(default_factory=Counter)  # client -> sessions
     intents: set[int] = field(default_factory=set)
     garbage: set[int] = field(default_factory=set)
+    trees: set[int] = field(default_factory=set)
+    doomed: dict[int, int] = field(default_factory=dict)  # directory -> tree
     ids_end: int = ROOT_INODE + 1
     counted: int = 0
     records: Counter[str] = field(default_factory=Counter)
@@ -131,6 +137,12 @@ class Survey:
             named, kind = unpack_entry(value)
             if kind == DIRECTORY or self.mine(named):
                 self.entries.append((number, key[ENTRY_PREFIX:], named, kind))
+        elif tag == "TREE":
+            Tree.unpack(value)
+            self.trees.add(number)
+        elif tag == "TDIR":
+            tree, directory = doomed_key_parts(key)
+            self.doomed[directory] = tree
         elif tag != "IDEM" and tag in _TAGS and not self.mine(number):
             pass
         elif tag == "DTIM":
@@ -202,6 +214,11 @@ def _links(found: Survey) -> Iterator[Finding]:
         if not found.mine(number):
             continue
         count = names[number]
+        if inode.flags & INODE_DOOMED and inode.kind == DIRECTORY:
+            if count:
+                text = f"directory {number} is removed with its tree, and has {count} entries"
+                yield Finding(Fault.WRONG_DOOM, number, text, found.doomed.get(number, 0))
+            continue
         if inode.kind == DIRECTORY:
             if count != (number != ROOT_INODE):
                 yield Finding(Fault.WRONG_LINKS, number, f"directory {number} has {count} entries")
@@ -215,6 +232,7 @@ def _directories(found: Survey) -> Iterator[Finding]:
     parents = {number: parent for parent, _, number, kind in found.entries if kind == DIRECTORY}
     below = Counter(parents.values())
     rooted = {int(ROOT_INODE)}
+    rooted.update([number for number, inode in found.inodes.items() if inode.flags & INODE_DOOMED])
     for number, inode in found.inodes.items():
         if inode.kind != DIRECTORY or not found.mine(number):
             continue
@@ -255,6 +273,14 @@ def _satellites(found: Survey) -> Iterator[Finding]:
     marked = {number for number, inode in inodes.items() if inode.flags & INODE_XATTRS}
     for number in sorted(found.xattrs - marked):
         yield Finding(Fault.DANGLING_XATTR, number, f"an extended attribute of inode {number}, which has none")
+    for number in sorted({number for number, inode in inodes.items() if inode.flags & INODE_DOOMED} ^ found.doomed.keys()):
+        text = f"directory {number}: " + ("no mark" if number in found.doomed else "no tree that it is removed with")
+        if found.mine(number):
+            yield Finding(Fault.WRONG_DOOM, number, text, found.doomed.get(number, 0))
+    for number, tree in sorted(found.doomed.items()):
+        if tree not in found.trees and found.mine(number):
+            text = f"directory {number} is to be removed with tree {tree}, which does not exist"
+            yield Finding(Fault.WRONG_DOOM, number, text, tree)
     for number in sorted(found.garbage & inodes.keys()):
         yield Finding(Fault.REMOVED_ALIVE, number, f"inode {number} is queued for removal")
 

@@ -39,6 +39,7 @@ from .schema import (
     span,
     unpack_record,
 )
+from .trees import Trees
 
 logger = logging.getLogger("fs3.meta.gc")
 
@@ -69,7 +70,7 @@ ClientStates = Callable[[], Awaitable[dict[int, ClientInfo]]]
 
 
 class Collector:
-    """Does all that in two tasks: one for garbage, one for the rest."""
+    """Does all that in three tasks: for garbage, for removed trees, and for the rest."""
 
     def __init__(
         self,
@@ -82,6 +83,7 @@ class Collector:
         self._ctx = ctx
         self._chunks = chunks
         self._intents = intents
+        self.trees = Trees(ctx)
         self.clients = clients
         self.times = times  # may be changed at any time
         self._gone_since: dict[int, float] = {}  # clients that are dead or not known, and since when
@@ -94,6 +96,7 @@ class Collector:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_garbage)
+            nursery.start_soon(self._run_trees)
             nursery.start_soon(self._run_sweeps)
 
     async def _run_garbage(self) -> None:
@@ -104,6 +107,15 @@ class Collector:
             if not self._collected:
                 with trio.move_on_after(self.times.sweep_ms / 1000):
                     await ctx.garbage.wait()
+            await trio.sleep(self.times.gather_ms / 1000)
+
+    async def _run_trees(self) -> None:
+        ctx = self._ctx
+        while True:
+            ctx.trees = trio.Event()
+            await self._guarded(self.trees.work, "removing trees")
+            with trio.move_on_after(self.times.sweep_ms / 1000):
+                await ctx.trees.wait()
             await trio.sleep(self.times.gather_ms / 1000)
 
     async def _run_sweeps(self) -> None:

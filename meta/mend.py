@@ -14,10 +14,10 @@ import logging
 import struct
 from collections.abc import Awaitable, Callable, Sequence
 
-from fs3.api.meta import Caller, FileKind, MknodRequest
+from fs3.api.meta import FileKind
 from fs3.api.meta_admin import EntryRef, MendRequest, Outcome, Problem, Verdict
 from fs3.errors import Code, FS3Error
-from fs3.ids import ROOT_INODE, RequestTag
+from fs3.ids import ROOT_INODE
 from fs3.kv.base import Txn
 from fs3.kv.transact import transact
 
@@ -25,18 +25,20 @@ from . import resolve
 from .context import Context
 from .fsck import Fault, survey
 from .intents import Intents
-from .ops.create import mknod
+from .lost_found import home_of_the_lost
 from .ops.unlink import discard, has_session
 from .schema import (
     DIRECTORY,
     FILE,
     INODE_BLOCKS,
+    INODE_DOOMED,
     INODE_PENDING,
     INODE_XATTRS,
     INTENT_SETTLE,
     STAT_INODES,
     Inode,
     Intent,
+    doomed_key,
     entry_key,
     garbage_key,
     inode_key,
@@ -47,6 +49,7 @@ from .schema import (
     span,
     subdirectories_key,
     times_key,
+    tree_key,
     unpack_counter,
     unpack_entry,
     xattr_key,
@@ -54,7 +57,6 @@ from .schema import (
 
 logger = logging.getLogger("fs3.meta.mend")
 
-LOST_AND_FOUND = b"lost+found"
 PAGE = 1000
 READ_S = 2.0
 """How long one look may read: a transaction lasts no longer than 5 s, and so does the patience of who asked."""
@@ -65,8 +67,6 @@ GONE = Outcome(Verdict.GONE)
 FOUND = Outcome(Verdict.FOUND)
 UNSETTLED = Outcome(Verdict.UNSETTLED, "in use")
 
-_OPERATOR = Caller(0, 0, (0,))
-_NO_TAG = RequestTag(0, 0, 0)
 _UNDECIDED = (Code.TRANSACTION_TOO_OLD, Code.CONFLICT, Code.KV_UNAVAILABLE, Code.COMMIT_UNKNOWN)
 
 Look = Callable[[Context, Txn, Problem, bool], Awaitable[Outcome]]
@@ -194,6 +194,8 @@ async def _unreachable(ctx: Context, txn: Txn, problem: Problem, repair: bool) -
     inode = await resolve.load(txn, problem.inode)
     if inode is None or inode.id == ROOT_INODE or await _still(txn, problem.names, inode.id):
         return GONE
+    if inode.flags & INODE_DOOMED:
+        return GONE
     if inode.kind == DIRECTORY:
         if await _has_entry(ctx, txn, inode.parent, inode.id):
             return GONE
@@ -234,14 +236,9 @@ async def _sum(ctx: Context, txn: Txn, prefix: bytes, wanted: Callable[[bytes], 
 async def _reconnect(ctx: Context, txn: Txn, inode: Inode) -> Outcome:
     """Give an inode without names one in /lost+found."""
     now_ns = ctx.now_ns()
-    found = await resolve.entry(txn, ROOT_INODE, LOST_AND_FOUND)
-    if found is None:
-        request = MknodRequest(_NO_TAG, _OPERATOR, ROOT_INODE, LOST_AND_FOUND, FileKind.DIRECTORY, 0o700)
-        home = (await mknod(ctx, txn, request)).attr.inode
-    elif found[1] != DIRECTORY or await resolve.load(txn, found[0]) is None:
+    home = await home_of_the_lost(ctx, txn)
+    if not home:
         return Outcome(Verdict.CANNOT, "/lost+found is no directory: rename it, and run this again")
-    else:
-        home = found[0]
     name = b"#%d" % inode.id
     if await txn.get(entry_key(home, name)) is not None:
         return Outcome(Verdict.CANNOT, f"/lost+found/{name.decode()} is something else: rename it, and run this again")
@@ -295,6 +292,8 @@ async def _loop(ctx: Context, txn: Txn, problem: Problem, repair: bool) -> Outco
         top = await resolve.load(txn, at)
         if top is None or top.kind != DIRECTORY or await _has_entry(ctx, txn, top.parent, at):
             return GONE if top is not None else FOUND  # an entry in a directory that is gone is a finding of its own
+        if top.flags & INODE_DOOMED:
+            return GONE
         return await _reconnect(ctx, txn, top) if repair else FOUND
     if not repair:
         return FOUND
@@ -303,6 +302,25 @@ async def _loop(ctx: Context, txn: Txn, problem: Problem, repair: bool) -> Outco
     first = problem.names[0]
     txn.clear(entry_key(first.parent, first.name))
     return await _reconnect(ctx, txn, inode)
+
+
+async def _wrong_doom(ctx: Context, txn: Txn, problem: Problem, repair: bool) -> Outcome:
+    """problem.parent: the tree that it is queued with, 0 for none. Where it has no name, another look finds that."""
+    number, tree = problem.inode, problem.parent
+    inode = await resolve.load(txn, number)
+    marked = inode is not None and inode.flags & INODE_DOOMED != 0
+    queued = await txn.get(doomed_key(tree, number)) is not None
+    there = await _still(txn, problem.names, number)
+    if marked == queued and not (marked and there) and (not queued or await txn.get(tree_key(tree)) is not None):
+        return GONE
+    if not repair:
+        return FOUND
+    txn.clear(doomed_key(tree, number))
+    if inode is not None:
+        inode.flags &= ~INODE_DOOMED
+        inode.parent = there[0].parent if there else inode.parent
+        txn.set(inode_key(number), inode.pack())
+    return mended("it is removed with no tree any more")
 
 
 async def _no_times(ctx: Context, txn: Txn, problem: Problem, repair: bool) -> Outcome:
@@ -487,6 +505,7 @@ LOOKS: dict[Fault, Look] = {
     Fault.DANGLING_SESSION: _dangling_session,
     Fault.WRONG_PENDING: _wrong_pending,
     Fault.DANGLING_XATTR: _dangling_xattr,
+    Fault.WRONG_DOOM: _wrong_doom,
     Fault.REMOVED_ALIVE: _removed_alive,
     Fault.FOREIGN_ID: _foreign_id,
     Fault.WRONG_COUNT: _wrong_count,

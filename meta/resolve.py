@@ -9,6 +9,7 @@ from fs3.kv.base import Txn
 from . import acl
 from .schema import (
     DIRECTORY,
+    INODE_DOOMED,
     INODE_PENDING,
     Inode,
     entry_key,
@@ -68,6 +69,8 @@ async def directory(txn: Txn, inode: int, caller: Caller) -> Inode:
     found = Inode.unpack(inode, value)
     if found.kind != DIRECTORY:
         raise FS3Error(Code.NOT_DIRECTORY, f"inode {inode} is no directory")
+    if found.flags & INODE_DOOMED:
+        raise FS3Error(Code.NOT_FOUND, f"directory {inode} is removed with all that was in it")
     acl.require(found, caller, acl.EXECUTE)
     return found
 

@@ -18,11 +18,14 @@ Keys are a 4-byte tag and ordered parts (fs3.kv.keys). Integers in values are li
     INTN  inode                     Intent: what has to be done to the file's chunks before anybody goes on with it.
                                     INODE_PENDING is set in the inode exactly while this key is present.
     GCQ_  inode                     Garbage: a removed file whose chunks are to be removed.
+    TREE  directory                 Tree: a directory that was removed with all that is in it, which is under way.
+    TDIR  tree, directory           nothing. A directory without a name that is to be emptied and removed, for the TREE whose
+                                    directory is `tree`. INODE_DOOMED is set in the inode exactly while this key is present.
     IBLK                            counter u64: inode ids below it are handed out.
     STAT  name                      counter (atomic_add). "inodes": how many INOD there are.
 
 Invariants: every DENT names an INOD; the nlink of a file is its number of DENT; a directory has exactly one DENT, in
-`parent`, and its DTIM; an inode id is never used twice.
+`parent`, and its DTIM, or none while it is in TDIR: then its `parent` is the root; an inode id is never used twice.
 """
 
 from __future__ import annotations
@@ -47,9 +50,11 @@ INODE_ACL = 4
 """The inode has an access or a default ACL."""
 INODE_SPARSE = 8
 """The file may have holes: its length does not tell how much space it takes."""
+INODE_DOOMED = 16
+"""A directory that has lost its name with all that is in it: a TDIR is there."""
 
 FORMAT = 1
-"""First byte of INOD, SESS, INTN and GCQ_ values; a reader refuses a greater one."""
+"""First byte of INOD, SESS, INTN, GCQ_ and TREE values; a reader refuses a greater one."""
 FORMAT_ACL = 2
 """That of an INOD value with INODE_ACL, which a reader that knows no ACLs must refuse."""
 
@@ -62,6 +67,7 @@ _INTENT = struct.Struct("<BBqqQQ")
 _GARBAGE = struct.Struct("<BqIIIIQ16x")
 # 16 unused bytes: who removed it, once.
 _GARBAGE_SINCE = struct.Struct("<q")
+_TREE = struct.Struct("<BqQQIIH")
 _RECORD = struct.Struct("<QHQB")
 _COUNTER = struct.Struct("<q")
 
@@ -112,6 +118,19 @@ def intent_key(inode: int) -> bytes:
 
 def garbage_key(inode: int) -> bytes:
     return b"GCQ_" + _U64(inode)
+
+
+def tree_key(tree: int) -> bytes:
+    return b"TREE" + _U64(tree)
+
+
+def doomed_key(tree: int, directory: int) -> bytes:
+    return b"TDIR" + _U64_U64(tree, directory)
+
+
+def doomed_key_parts(key: bytes) -> tuple[int, int]:
+    """(tree, directory) of a TDIR key."""
+    return int.from_bytes(key[4:12], "big"), int.from_bytes(key[12:20], "big")
 
 
 def inode_of_key(key: bytes) -> int:
@@ -328,6 +347,31 @@ class Garbage:
         rest = value[_GARBAGE.size :]
         since_ns = _GARBAGE_SINCE.unpack(rest)[0] if rest else 0
         return Garbage(bound, FileLayout(table, table_version, chunk_size, stripe, seed), since_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The removal of a directory with all that is in it. since_ns: wall clock. removed: names so far; kept: those that went
+    to /lost+found. uid, gid, groups: of whoever asked for it, whose rights count."""
+
+    since_ns: int
+    removed: int
+    kept: int
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+    def pack(self) -> bytes:
+        count = len(self.groups)
+        value = _TREE.pack(FORMAT, self.since_ns, self.removed, self.kept, self.uid, self.gid, count)
+        return value + struct.pack(f"<{count}I", *self.groups)
+
+    @staticmethod
+    def unpack(value: bytes) -> Tree:
+        version, since_ns, removed, kept, uid, gid, count = _TREE.unpack_from(value)
+        if version != FORMAT:
+            raise _newer("TREE", version)
+        return Tree(since_ns, removed, kept, uid, gid, struct.unpack_from(f"<{count}I", value, _TREE.size))
 
 
 def pack_record(sequence: int, method: int, second: int, error: bool, body: bytes) -> bytes:

@@ -21,7 +21,7 @@ from fs3.kv.transact import transact
 from fs3.layout import FileLayout
 from fs3.rpc.server import Call, RpcServer
 
-from . import resolve
+from . import resolve, trees
 from .admin import MetaAdmin
 from .chunks import ChunkStore
 from .context import Context
@@ -82,6 +82,7 @@ class MetaService:
         self._changes(server, api.RENAME, rename.rename)
         self._changes(server, api.SETXATTR, xattr.setxattr)
         self._changes(server, api.RELEASE, session.release)
+        self._changes(server, api.RMTREE, trees.rmtree)
         server.handle(api.SETATTR, self._guarded(self.setattr))
         server.handle(api.CREATE, self._guarded(self.create))
         server.handle(api.OPEN, self._guarded(self.open))

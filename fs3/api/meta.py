@@ -414,6 +414,27 @@ class ReleaseRequest:
     touched: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class RmtreeRequest:
+    """Remove a directory with all that is in it: its name goes at once, the rest in the background (meta.trees).
+
+    NOT_DIRECTORY; PERMISSION_DENIED, NOT_PERMITTED as rmdir, and PERMISSION_DENIED where it is not empty and the caller may
+    not read, write and search it. What the caller could not remove one by one goes to /lost+found.
+    """
+
+    tag: RequestTag
+    caller: Caller
+    parent: int
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RmtreeReply:
+    """tree: inode of the directory, by which meta.list_trees knows it."""
+
+    tree: int
+
+
 LOOKUP = Method(200, "meta.lookup", LookupRequest, AttrReply)
 GETATTR = Method(201, "meta.getattr", GetattrRequest, AttrReply)
 SETATTR = Method(202, "meta.setattr", SetattrRequest, AttrReply)
@@ -434,3 +455,4 @@ GETXATTR = Method(216, "meta.getxattr", GetxattrRequest, GetxattrReply)
 LISTXATTR = Method(217, "meta.listxattr", ListxattrRequest, ListxattrReply)
 APPEND = Method(218, "meta.append", AppendRequest, AppendReply)
 RELEASE = Method(219, "meta.release", ReleaseRequest, Empty)
+RMTREE = Method(220, "meta.rmtree", RmtreeRequest, RmtreeReply)

@@ -83,6 +83,37 @@ class GcStatusReply:
 
 
 @dataclass(frozen=True, slots=True)
+class ListTreesRequest:
+    """Trees that are being removed, by inode, after the inode `after`."""
+
+    after: int = 0
+    limit: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class TreeInfo:
+    """tree: inode of the removed directory. since_ns: wall clock. uid: of who removed it. removed: names so far; kept: those
+    that the remover had no right to remove, which are in /lost+found. directories: found and not yet removed, counted up to
+    TREE_DIRECTORIES_MAX."""
+
+    tree: int
+    since_ns: int
+    uid: int
+    removed: int
+    kept: int
+    directories: int
+
+
+TREE_DIRECTORIES_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ListTreesReply:
+    trees: tuple[TreeInfo, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SetLayoutRequest:
     """How files that are made in a directory from now on are cut and spread; directories made in it inherit that.
 
@@ -186,3 +217,4 @@ SET_LAYOUT = Method(233, "meta.set_layout", SetLayoutRequest, AttrReply)
 SCAN = Method(234, "meta.scan", ScanRequest, ScanReply)
 MEND = Method(235, "meta.mend", MendRequest, MendReply)
 UNUSED_IDS = Method(236, "meta.unused_ids", Empty, UnusedIdsReply)
+LIST_TREES = Method(237, "meta.list_trees", ListTreesRequest, ListTreesReply)

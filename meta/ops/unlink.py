@@ -63,10 +63,14 @@ def discard_directory(txn: Txn, inode: Inode) -> None:
         txn.clear_range(*span(xattr_key(number, b"")))
 
 
+async def is_empty(txn: Txn, directory: int) -> bool:
+    begin, end = span(entry_key(directory, b""))
+    return not await txn.get_range(begin, end, limit=1)
+
+
 async def require_empty(txn: Txn, directory: int) -> None:
     """Raises NOT_EMPTY."""
-    begin, end = span(entry_key(directory, b""))
-    if await txn.get_range(begin, end, limit=1):
+    if not await is_empty(txn, directory):
         raise FS3Error(Code.NOT_EMPTY, f"directory {directory}")
 
 

@@ -18,6 +18,7 @@ POINTS: dict[str, float] = {
     "meta.inode-ids.dropped": 0.1,
     "meta.intent.interrupted": 0.4,
     "meta.readdir.one": 0.3,
+    "meta.trees.one": 0.3,
     "mgmtd.commit.late": 0.05,
     "mgmtd.heartbeat.reply-lost": 0.05,
     "mgmtd.register.reply-lost": 0.3,

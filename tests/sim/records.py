@@ -13,7 +13,7 @@ from meta.fsck import Fault, Survey, check, check_chunks, survey
 from tests.sim.cluster import SimulationError, World
 from tests.sim.tree import ROOT
 
-TAGS = (b"DENT", b"DSUB", b"DTIM", b"GCQ_", b"IBLK", b"IDEM", b"INOD", b"INTN", b"SESS", b"STAT", b"XATR")
+TAGS = (b"DENT", b"DSUB", b"DTIM", b"GCQ_", b"IBLK", b"IDEM", b"INOD", b"INTN", b"SESS", b"STAT", b"TDIR", b"TREE", b"XATR")
 ATTEMPTS_MAX = 20
 CHANNELS_MAX = 24
 """Records of requests that one life of a client may leave: it has few requests out at once, but each that it gave up costs
@@ -68,10 +68,10 @@ async def check_store(world: World, *, chunks_may_be_longer: bool = True, orphan
     """
     found = await read_store(world)
     with trio.move_on_after(world.shape.settle_s):
-        while found.sessions or found.intents or found.garbage:
+        while found.sessions or found.intents or found.garbage or found.trees:
             await trio.sleep(1)
             found = await read_store(world)
-    left = {"sessions": found.sessions, "intents": found.intents, "removed files": found.garbage}
+    left = {"sessions": found.sessions, "intents": found.intents, "removed files": found.garbage, "trees": found.trees}
     wrong = [f"{name} are left: {value}" for name, value in left.items() if value]
     wrong += [finding.text for finding in check(found)]
     for finding in check_chunks(found, await chunks_of(world)):

@@ -10,6 +10,7 @@ from fs3.ids import ChunkId
 from meta.fsck import Fault, check, check_chunks, survey
 from meta.schema import (
     DIRECTORY,
+    INODE_DOOMED,
     INODE_PENDING,
     INODE_XATTRS,
     STAT_INODES,
@@ -17,6 +18,7 @@ from meta.schema import (
     Inode,
     Intent,
     Session,
+    doomed_key,
     entry_key,
     garbage_key,
     inode_key,
@@ -83,6 +85,8 @@ SPOILT: list[tuple[Fault, Spoil]] = [
     (Fault.WRONG_PENDING, lambda s, of: edit(s, of["file"], flags=INODE_PENDING)),
     (Fault.WRONG_PENDING, lambda s, of: s.update({intent_key(of["file"]): Intent(1, 0, 0, 0, 0).pack()})),
     (Fault.DANGLING_XATTR, lambda s, of: s.update({xattr_key(of["file"], b"user.x"): b""})),
+    (Fault.WRONG_DOOM, lambda s, of: edit(s, of["lower"], flags=INODE_DOOMED)),
+    (Fault.WRONG_DOOM, lambda s, of: s.update({doomed_key(of["upper"], of["lower"]): b""})),
     (Fault.REMOVED_ALIVE, lambda s, of: s.update({garbage_key(of["file"]): s[garbage_key(of["gone"])]})),
     (Fault.FOREIGN_ID, lambda s, of: s.update({b"IBLK": (of["open"]).to_bytes(8, "little")})),
     (Fault.WRONG_COUNT, lambda s, of: s.update({STAT_INODES: bytes(8)})),

@@ -241,3 +241,7 @@ def _raise_read_ahead(mountpoint: str, size: int) -> None:
 def main() -> None:
     """Entry point of fs3-mount."""
     daemon.main("fs3-mount", MountConfig, run, "Mount an fs3 file system.")
+
+
+if __name__ == "__main__":
+    main()

@@ -58,6 +58,26 @@ def shared_cluster(fuse: None) -> Iterator[harness.Cluster]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def more_mounts(shared_cluster: harness.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Mounts of the shared cluster beside its own: `other` is like that, `strict` is strict."""
+    home = tmp_path_factory.mktemp("mounts")
+    made = {name: home / name for name in ("other", "strict")}
+    flags: dict[str, list[str]] = {"other": [], "strict": ["--strict"]}
+    try:
+        for name, path in made.items():
+            line = ("mount", str(path), "--data", str(shared_cluster.data), "--log", str(home / f"{name}.log"))
+            done = harness.fs3(*line, *flags[name])
+            assert done.returncode == 0, done.stdout + done.stderr
+        yield made
+    finally:
+        for path in made.values():
+            done = harness.fs3("umount", str(path))
+            assert done.returncode == 0, done.stdout + done.stderr
+    bad = [line for log in home.glob("*.log") for line in log.read_text().splitlines() if " ERROR " in line]
+    assert not bad, "\n".join(bad)
+
+
 class Victims:
     """A cluster of three storage daemons and three replicas, whose daemons tests kill; made anew when it does not work."""
 

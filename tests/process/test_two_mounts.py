@@ -26,26 +26,6 @@ SEEN_S = 20.0
 """Far above every time-out, for busy machines."""
 
 
-@pytest.fixture(scope="module")
-def more_mounts(shared_cluster: harness.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """Mounts beside the cluster's own: `other` is like it, `strict` is strict."""
-    home = tmp_path_factory.mktemp("mounts")
-    made = {name: home / name for name in ("other", "strict")}
-    flags: dict[str, list[str]] = {"other": [], "strict": ["--strict"]}
-    try:
-        for name, path in made.items():
-            line = ("mount", str(path), "--data", str(shared_cluster.data), "--log", str(home / f"{name}.log"))
-            done = harness.fs3(*line, *flags[name])
-            assert done.returncode == 0, done.stdout + done.stderr
-        yield made
-    finally:
-        for path in made.values():
-            done = harness.fs3("umount", str(path))
-            assert done.returncode == 0, done.stdout + done.stderr
-    bad = [line for log in home.glob("*.log") for line in log.read_text().splitlines() if " ERROR " in line]
-    assert not bad, "\n".join(bad)
-
-
 @dataclass(frozen=True)
 class Places:
     """One folder, by three mounts."""
@@ -98,6 +78,12 @@ def test_opening_shows_what_was_closed(places: Places) -> None:
         with opened(places.there / "f") as fd:  # and back
             os.pwrite(fd, b"changed", length)
         assert read_all(places.here / "f") == data + b"changed"
+    (places.here / "f").write_bytes(data + b"CHanged")
+    os.utime(places.here / "f", (1, 1))
+    assert read_all(places.there / "f") == data + b"CHanged"
+    (places.here / "f").write_bytes(data + b"changed")
+    os.utime(places.here / "f", (1, 1))
+    assert read_all(places.there / "f") == data + b"changed", "no time stamp and no length tells of the change"
     with opened(places.here / "f") as fd, opened(places.there / "f", os.O_RDONLY):
         os.pwrite(fd, b"CH", 1)
         os.fsync(fd)

@@ -17,6 +17,7 @@ from fs3.api.meta_admin import (
     SCAN,
     SCAN_BYTES_MAX,
     SET_LAYOUT,
+    TABLE_USE,
     UNUSED_IDS,
     GcStatusReply,
     ListSessionsReply,
@@ -29,6 +30,8 @@ from fs3.api.meta_admin import (
     ScanRequest,
     SessionInfo,
     SetLayoutRequest,
+    TableUseReply,
+    TableUseRequest,
     UnusedIdsReply,
 )
 from fs3.errors import Code, FS3Error
@@ -42,7 +45,20 @@ from .context import Context
 from .gc import Collector
 from .intents import Intents
 from .mend import mend
-from .schema import DIRECTORY, Garbage, Session, inode_key, pack_times, session_key, session_key_parts, span, times_key
+from .schema import (
+    DIRECTORY,
+    FILE,
+    Garbage,
+    Inode,
+    Session,
+    inode_key,
+    inode_of_key,
+    pack_times,
+    session_key,
+    session_key_parts,
+    span,
+    times_key,
+)
 
 PAGE = 1000
 SCAN_MAX = 10_000
@@ -68,6 +84,7 @@ class MetaAdmin:
         self._handle(server, SCAN, self.scan)
         self._handle(server, MEND, self.mend)
         self._handle(server, UNUSED_IDS, self.unused_ids)
+        self._handle(server, TABLE_USE, self.table_use)
 
     def _handle(self, server: RpcServer, method: Method[Req, Rep], answer: Callable[[Req], Awaitable[Rep]]) -> None:
         async def handler(request: Req, call: Call) -> Rep:
@@ -143,6 +160,28 @@ class MetaAdmin:
             return await _set_layout(self._ctx, txn, request)
 
         return await transact(self._ctx.engine, change, env=self._ctx.env, idempotent=True)
+
+    async def table_use(self, request: TableUseRequest) -> TableUseReply:
+        """What would miss the table. Whoever removes it asks until all was looked at."""
+        files = directories = example = 0
+        begin, end = span(b"INOD")
+        if request.after:
+            begin = request.after + b"\0"
+        else:
+            # Few at a time, as a rule; while there are more, the table is in use anyway.
+            garbage = await self._ctx.engine.transaction().get_range(*span(b"GCQ_"), limit=SCAN_MAX, snapshot=True)
+            removed = [inode_of_key(key) for key, value in garbage if Garbage.unpack(value).layout.table == request.table]
+            files += len(removed)
+            example = removed[0] if removed else 0
+        pairs = await self._ctx.engine.transaction().get_range(begin, end, limit=SCAN_MAX, snapshot=True)
+        for key, value in pairs:
+            number = inode_of_key(key)
+            inode = Inode.unpack(number, value)
+            if inode.table == request.table and inode.kind in (FILE, DIRECTORY):
+                files += inode.kind == FILE
+                directories += inode.kind == DIRECTORY
+                example = example or number
+        return TableUseReply(files, directories, example, pairs[-1][0] if len(pairs) == SCAN_MAX else b"")
 
     # fsck
 

@@ -210,6 +210,25 @@ class UnusedIdsReply:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class TableUseRequest:
+    """Which inodes name a chain table. after: the key that the last reply ended with; empty: from the start."""
+
+    table: int
+    after: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class TableUseReply:
+    """Of the records looked at: files, those included that are removed and not collected yet; directories, whose
+    new files would get it. example: the first of these inodes, 0 for none. after: empty when all were looked at."""
+
+    files: int
+    directories: int
+    example: int
+    after: bytes
+
+
 LIST_SESSIONS = Method(230, "meta.list_sessions", ListSessionsRequest, ListSessionsReply)
 PRUNE_SESSIONS = Method(231, "meta.prune_sessions", PruneSessionsRequest, PruneSessionsReply)
 GC_STATUS = Method(232, "meta.gc_status", Empty, GcStatusReply)
@@ -218,3 +237,4 @@ SCAN = Method(234, "meta.scan", ScanRequest, ScanReply)
 MEND = Method(235, "meta.mend", MendRequest, MendReply)
 UNUSED_IDS = Method(236, "meta.unused_ids", Empty, UnusedIdsReply)
 LIST_TREES = Method(237, "meta.list_trees", ListTreesRequest, ListTreesReply)
+TABLE_USE = Method(238, "meta.table_use", TableUseRequest, TableUseReply)

@@ -22,8 +22,10 @@ from ...api.admin import (
     TargetActionRequest,
 )
 from ...api.common import Empty
+from ...api.meta_admin import TABLE_USE, TableUseRequest
 from ...api.mgmtd import CLUSTER_CONFIG
-from ...errors import ConfigError, FS3Error
+from ...errors import Code, ConfigError, FS3Error
+from ...ids import NodeKind
 from ...placement import chain_file
 from ...placement import moves as planning
 from ...routing import RoutingInfo
@@ -253,7 +255,7 @@ def read_chains(path: Path) -> chain_file.ChainFile:
 @click.argument("table", type=int, metavar="TABLE", shell_complete=table_ids)
 @yes_option
 def table_remove(go: Admin, table: int, yes: bool) -> None:
-    """Remove a chain table and its chains, which must hold no data and not be those of new directories."""
+    """Remove a chain table and its chains, which must hold no data, and which no file or directory may name."""
 
     async def look(cluster: Cluster) -> Row:
         known_table(cluster.routing, table)
@@ -261,11 +263,34 @@ def table_remove(go: Admin, table: int, yes: bool) -> None:
         row = next(row for row in table_rows(cluster.routing, config.table) if row["table"] == table)
         if row["default"]:
             raise ConfigError(f"table {table} is the default one, which new directories use: it cannot be removed")
+        await check_unused(cluster, table)
         return row
 
     found = go.visit(look)
     what = f"Remove table {table} and its {counted(found['chains'], 'chain')}."
     act(go, yes, found, what, REMOVE_TABLE, RemoveTableRequest(table), 60.0)
+
+
+META_TIMEOUT_S = 30.0
+
+
+async def check_unused(cluster: Cluster, table: int) -> None:
+    """Raises ConfigError where a file or directory names the table: it could not be read, written or removed any more."""
+    nodes = cluster.living(NodeKind.META)
+    if not nodes:
+        raise FS3Error(Code.CONNECT_FAILED, "no metadata daemon is alive, which alone knows who uses the table")
+    files = directories = example = 0
+    after = b""
+    while True:
+        found = await cluster.ask(nodes[0], TABLE_USE, TableUseRequest(table, after), META_TIMEOUT_S)
+        files, directories, example = files + found.files, directories + found.directories, example or found.example
+        after = found.after
+        if not after:
+            break
+    if example:
+        users = f"{counted(files, 'file')} and {counted(directories, 'directory', 'directories')}, such as inode {example}"
+        way = "`fs3 admin layout set` gives directories another one, files have to be copied and removed"
+        raise ConfigError(f"table {table} is that of {users}; {way}")
 
 
 def act(go: Admin, yes: bool, found: Row, what: str, method: Any, request: Any, timeout_s: float = 10.0) -> None:

@@ -12,13 +12,16 @@ from fs3.api.meta_admin import (
     PRUNE_SESSIONS,
     SCAN,
     SET_LAYOUT,
+    TABLE_USE,
     UNUSED_IDS,
     ListSessionsRequest,
     PruneSessionsRequest,
     ScanRequest,
     SetLayoutRequest,
+    TableUseRequest,
 )
 from fs3.errors import Code, FS3Error
+from fs3.layout import FileLayout
 from meta.schema import Garbage, garbage_key
 from tests.unit.meta.world import CHUNK, CLIENT, Cluster, R, World, refused, world
 
@@ -161,3 +164,19 @@ async def test_ids_that_may_be_handed_out_are_told() -> None:
         attr = await w.file(R, b"file")
         reply = await w.call(UNUSED_IDS, Empty())
         assert reply.begin == attr.inode + 1 and reply.end > reply.begin
+
+
+async def test_who_names_a_table_is_counted() -> None:
+    async with world() as w:
+        first = await w.call(TABLE_USE, TableUseRequest(1))
+        assert (first.files, first.directories, first.example, first.after) == (0, 1, int(R), b"")
+        file = (await w.create(R, b"file", session=1)).attr
+        found = await w.call(TABLE_USE, TableUseRequest(1))
+        assert (found.files, found.directories) == (1, 1)
+        assert (await w.call(TABLE_USE, TableUseRequest(2))).example == 0
+        removed = Garbage(0, FileLayout(2, 1, CHUNK, 1, 0))
+        txn = w.engine.transaction()
+        txn.set(garbage_key(file.inode + 5), removed.pack())
+        await txn.commit()
+        found = await w.call(TABLE_USE, TableUseRequest(2))
+        assert (found.files, found.directories, found.example) == (1, 0, file.inode + 5), "it is to be collected first"

@@ -274,6 +274,8 @@ class Watcher:
                 note = f": {status.note}" if status.note else ""
                 move = move_row(self._cluster.routing, status.move)
                 way = f"{move['from'] or 'nothing'} -> {move['to'] or 'nothing'}"
+                if not (status.move.add or status.move.drop):
+                    way = f"led by {status.move.head}"
                 self._tell(f"chain {status.move.chain}, {way}: {status.state.name.lower()}{note}")
         self._tell(f"operation {operation.id} {operation.state.name.lower()}: {self._words(operation, now)}")
 

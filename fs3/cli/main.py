@@ -14,7 +14,7 @@ import trio
 
 from ..daemon import EXIT_CONFIG, EXIT_ERROR, EXIT_OK, version
 from ..errors import Code, FS3Error
-from . import access, formatting, mounting
+from . import access, formatting, mounting, rmtree
 from . import recovery as recoveries
 from . import status as status_report
 from . import up as cluster
@@ -216,6 +216,7 @@ def umount(mount_point: Path, lazy: bool) -> None:
     mounting.umount(mount_point, lazy=lazy)
 
 
+cli.add_command(rmtree.rmtree)
 cli.add_command(admin)
 cli.add_command(completion)
 

@@ -93,6 +93,7 @@ def test_files_are_located_summed_and_laid_out(fuse: None) -> None:
     with cluster(storages=2, replicas=2, settings=SETTINGS) as made, watchdog(made, LIMIT_S):
         _look(made)
         _sessions(made)
+        _trees(made)
         _fsck(made)
 
 
@@ -164,6 +165,25 @@ def _fsck(made: Cluster) -> None:
     assert (made.mount / "kept").read_bytes() == b"kept" * 1000
     assert admin(made, "checksum", "/kept", "--read")["same"]
     assert admin(made, "gc", "status")["files_a_second"] >= 0
+
+
+def _trees(made: Cluster) -> None:
+    """A directory goes at once with all that is in it, and what was in it soon; a file in it stays where it has a name."""
+    top = made.mount / "top"
+    for number in range(3):
+        (top / "a" / f"{number}").mkdir(parents=True)
+        for each in range(50):
+            (top / "a" / f"{number}" / f"{each}").write_bytes(b"x")
+    (made.mount / "stays").hardlink_to(top / "a" / "0" / "0")
+    refused = fs3("rmtree", "--data", str(made.data), str(made.mount / "stays"), "--yes")
+    assert refused.returncode == 1 and "this is a file" in refused.stderr
+    shown = fs3("rmtree", "--data", str(made.data), str(top), "--json")
+    assert not json.loads(shown.stdout)["removed"] and (top / "a" / "2" / "49").exists()
+    done = fs3("rmtree", "--data", str(made.data), str(top), "--yes", "--wait")
+    assert done.returncode == 0 and "is removed" in done.stdout, done.stdout + done.stderr
+    assert "top" not in os.listdir(made.mount) and (made.mount / "stays").read_bytes() == b"x"
+    assert admin(made, "gc", "status")["trees"] == []
+    assert admin(made, "stat", "/stays")["nlink"] == 1
 
 
 def _free(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Files of the cluster, by path, for operators: with all rights, and without a mount."""
+"""Files of the cluster, by path and without a mount: for operators, who have all rights, unless told otherwise."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ _WORDS = {
     Code.NOT_DIRECTORY: "a part of it is no directory",
     Code.LOOP: "too many symbolic links",
     Code.NAME_TOO_LONG: "a name is too long",
+    Code.PERMISSION_DENIED: "permission denied",
 }
 
 
 class Files:
     """What a cluster's metadata service says of files. Raises CONNECT_FAILED where there is none."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, caller: Caller = _OPERATOR) -> None:
+        """caller: whose rights count on the way to a file."""
         self._cluster = cluster
+        self._caller = caller
         cluster.living(NodeKind.META)
         self.meta = MetaClient(cluster.env, cluster.rpc, cluster.mgmtd, cluster.env.client_id())
 
@@ -47,7 +50,19 @@ class Files:
         try:
             return await self._walk(_parts(path), follow)
         except FS3Error as error:
-            raise FS3Error(error.code, f"{text}: {_WORDS.get(error.code, error)}", retryable=error.retryable) from None
+            raise _about(text, error) from None
+
+    async def find_name(self, text: str) -> tuple[int, bytes, Attr]:
+        """The directory that a path's last part is in, that part, and what it stands for, a symbolic link too. Raises as
+        find(), and INVALID where the path has no last name, as that of the root."""
+        parts = _parts(in_cluster(text, self._cluster.routing.cluster, mounts()))
+        if not parts or parts[-1] == b"..":
+            raise FS3Error(Code.INVALID, f"{text}: expected the path of something in the cluster that has a name")
+        try:
+            parent = (await self._walk(parts[:-1], True)).inode
+            return parent, parts[-1], await self._lookup(parent, parts[-1])
+        except FS3Error as error:
+            raise _about(text, error) from None
 
     async def file(self, text: str) -> Attr:
         """A regular file. Raises INVALID for anything else."""
@@ -73,8 +88,7 @@ class Files:
         links = 0
         while left:
             name, above = left.pop(), attr.inode
-            request = LookupRequest(_OPERATOR, above, name)
-            attr = (await self.meta.call(LOOKUP, request, deadline=self.deadline)).attr
+            attr = await self._lookup(above, name)
             if attr.kind is FileKind.SYMLINK and (left or follow):
                 links += 1
                 if links > SYMLINKS_MAX:
@@ -84,8 +98,17 @@ class Files:
                 attr = await self._getattr(ROOT_INODE if target.startswith(b"/") else above)
         return attr
 
+    async def _lookup(self, parent: int, name: bytes) -> Attr:
+        request = LookupRequest(self._caller, parent, name)
+        return (await self.meta.call(LOOKUP, request, deadline=self.deadline)).attr
+
     async def _getattr(self, inode: int) -> Attr:
         return (await self.meta.call(GETATTR, GetattrRequest(inode), deadline=self.deadline)).attr
+
+
+def _about(text: str, error: FS3Error) -> FS3Error:
+    """An error with the path that it is about."""
+    return FS3Error(error.code, f"{text}: {_WORDS.get(error.code, error)}", retryable=error.retryable)
 
 
 def in_cluster(text: str, cluster: str, known: Iterable[Mount]) -> bytes:

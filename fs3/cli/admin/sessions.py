@@ -12,11 +12,14 @@ from ...api.common import Empty
 from ...api.meta_admin import (
     GC_STATUS,
     LIST_SESSIONS,
+    LIST_TREES,
     PRUNE_SESSIONS,
     GcStatusReply,
     ListSessionsRequest,
+    ListTreesRequest,
     PruneSessionsRequest,
     SessionInfo,
+    TreeInfo,
 )
 from ...api.mgmtd import LIST_CLIENTS, ClientInfo
 from ...errors import FS3Error
@@ -25,6 +28,8 @@ from .common import Admin, Cluster, command, lasting, rows_table, yes_option
 from .files import Files
 from .rows import Row
 
+TREES_MAX = 20
+"""Removed trees that are shown."""
 RATE_S = 1.0
 """How long the collector is watched, to tell its rate."""
 
@@ -103,22 +108,36 @@ def session_prune(go: Admin, client: int, yes: bool) -> None:
 
 @click.group("gc")
 def gc() -> None:
-    """The removal of removed files' chunks: status."""
+    """What is removed in the background, trees and chunks: status."""
 
 
 @command(gc, "status")
 def gc_status(go: Admin) -> None:
-    """Show how many removed files wait for their chunks to be removed, since when, and how fast that goes."""
+    """Show what is left of removed trees, how many removed files wait for the removal of their chunks, and since when."""
 
     async def gather(cluster: Cluster) -> Row:
         nodes = cluster.living(NodeKind.META)
         first = await cluster.ask_all(nodes, GC_STATUS, Empty())
         await trio.sleep(RATE_S)
         second = await cluster.ask_all(nodes, GC_STATUS, Empty())
-        return gc_row(first, second, RATE_S)
+        files = Files(cluster)
+        found = (await files.meta.call(LIST_TREES, ListTreesRequest(limit=TREES_MAX), deadline=files.deadline)).trees
+        return gc_row(first, second, RATE_S) | {"trees": [tree_row(each, time.time_ns()) for each in found]}
 
     row = go.visit(gather)
     go.show(row, lambda: gc_lines(row))
+
+
+def tree_row(tree: TreeInfo, now_ns: int) -> Row:
+    """One removed tree. age_s: by this machine's clock. directories: known and not removed yet."""
+    return {
+        "inode": tree.tree,
+        "uid": tree.uid,
+        "age_s": max(0, (now_ns - tree.since_ns) // 1_000_000_000),
+        "removed": tree.removed,
+        "kept": tree.kept,
+        "directories": tree.directories,
+    }
 
 
 def gc_row(
@@ -171,6 +190,10 @@ def gc_lines(row: Row) -> str:
         line += f" in {uptime}"
         lines.append(line + (f"; now: {daemon['problem']}" if daemon["problem"] else ""))
     lines += [f"meta node {node} does not answer" for node in row["silent"]]
+    for tree in row.get("trees", ()):
+        line = f"tree {tree['inode']}, removed {lasting(tree['age_s'])} ago by uid {tree['uid']}: "
+        line += f"{tree['removed']} names removed, {tree['directories']} directories known to be left"
+        lines.append(line + (f", {tree['kept']} kept in /lost+found" if tree["kept"] else ""))
     return "\n".join(lines)
 
 

@@ -9,13 +9,13 @@ from random import Random
 import pytest
 
 from fs3.api.meta import Attr, FileKind
-from fs3.api.meta_admin import GcStatusReply, SessionInfo
+from fs3.api.meta_admin import GcStatusReply, SessionInfo, TreeInfo
 from fs3.api.mgmtd import ClientInfo
 from fs3.checksum import crc32c
 from fs3.cli.admin.contents import Copy, Replicas, differing, report, view, whole_crc
 from fs3.cli.admin.files import in_cluster, mode_text
 from fs3.cli.admin.paths import chunk_rows, locate_view, stat_row, stat_view, when
-from fs3.cli.admin.sessions import gc_lines, gc_row, session_row
+from fs3.cli.admin.sessions import gc_lines, gc_row, session_row, tree_row
 from fs3.cli.mounts import Mount
 from fs3.errors import Code, ConfigError, FS3Error
 from fs3.layout import FileLayout
@@ -146,6 +146,9 @@ def test_the_queue_of_the_collector_is_summed_up() -> None:
     assert (row["files"], row["files_a_second"], row["silent"]) == (3, 2.0, [13])
     text = gc_lines(row)
     assert "1 min 1 s ago" in text and "chain 3" in text and "node 13 does not answer" in text
+    trees = [tree_row(TreeInfo(7, 5_000_000_000, 1000, 40, 2, 1000), 65_000_000_000)]
+    last = gc_lines(row | {"trees": trees}).splitlines()[-1]
+    assert last.startswith("tree 7, removed 1 min ago by uid 1000: 40 names") and "2 kept" in last
     with pytest.raises(FS3Error):
         gc_row({}, {13: silent}, 1.0)
 

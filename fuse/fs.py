@@ -18,13 +18,14 @@ from typing import Any
 
 import trio
 
-from fs3.api.meta import Access, Attr, Caller, DirEntry, FileKind, RenameFlags, XattrMode, atime_due
+from fs3.api.meta import Access, Attr, Caller, DirEntry, FileKind, RenameFlags, RenameReply, XattrMode, atime_due
 from fs3.client.file import FileClient, FileHandle
 from fs3.errors import Code, FS3Error
 from fs3.ids import ROOT_INODE
 
 from .cache import ReadWindow
 from .directory import DOT, DOTDOT, FIRST, Listing, Page
+from .folders import Folders
 from .handles import HandleTable, InodeTable, Name, OpenNames
 from .readahead import KernelStore, ReadAhead
 from .writebehind import WriteBehind
@@ -97,6 +98,7 @@ class FileSystem:
         self._files: HandleTable[OpenFile] = HandleTable()
         self._directories: HandleTable[OpenDirectory] = HandleTable()
         self._open_names = OpenNames()
+        self._folders = Folders()
         self._opening = 0  # opens whose answer has not come
         self._removing: dict[Name, trio.Event] = {}  # names that are being removed without a hold
         self._read_ahead = ReadAhead(client, nursery, options.read_ahead, options.read_cache)
@@ -126,10 +128,15 @@ class FileSystem:
         self, caller: Caller, parent: int, name: bytes, kind: FileKind, mode: int, rdev: int = 0, target: bytes = b""
     ) -> Attr:
         attr = await self._client.mknod(caller, parent, name, kind, mode, rdev, target)
+        if kind is FileKind.DIRECTORY:
+            self._folders.doubt(parent)  # its link count
+        else:
+            self._folders.changed(parent, attr.ctime_ns)
         return self._told(attr, parent, name)
 
     async def link(self, caller: Caller, inode: int, parent: int, name: bytes) -> Attr:
         attr = await self._client.link(caller, inode, parent, name)
+        self._folders.changed(parent, attr.ctime_ns)
         return self._told(attr, parent, name)
 
     async def readlink(self, inode: int) -> bytes:
@@ -139,6 +146,7 @@ class FileSystem:
         gone = (parent, name)
         async with self._hold(gone) as hold:
             reply = await self._client.remove(caller, parent, name, directory=False, hold=hold)
+        self._folders.doubt(parent)
         self._open_names.removed(gone)
         known = self._inodes.get(reply.inode)
         if known is not None:
@@ -163,6 +171,8 @@ class FileSystem:
 
     async def rmdir(self, caller: Caller, parent: int, name: bytes) -> None:
         reply = await self._client.remove(caller, parent, name, directory=True)
+        self._folders.doubt(parent)
+        self._folders.doubt(reply.inode)
         self._removed_directory(reply.inode, reply.attr)
 
     def _removed_directory(self, inode: int, attr: Attr | None) -> None:
@@ -176,6 +186,7 @@ class FileSystem:
         old, new = (parent, name), (new_parent, new_name)
         async with self._hold(new, flags is RenameFlags.NONE) as hold:
             reply = await self._client.rename(caller, parent, name, new_parent, new_name, flags, hold=hold)
+        self._renamed_in(parent, new_parent, reply, flags)
         if flags is RenameFlags.EXCHANGE:
             self._open_names.removed(old)
             self._open_names.removed(new)
@@ -190,13 +201,30 @@ class FileSystem:
             known.drop(old)
             known.add(new)
 
+    def _renamed_in(self, old: int, new: int, reply: RenameReply, flags: RenameFlags) -> None:
+        """What a rename does to the attributes of directories."""
+        folders = self._folders
+        if reply.attr.kind is FileKind.FILE and not reply.replaced and flags is not RenameFlags.EXCHANGE:
+            folders.changed(old, reply.attr.ctime_ns)
+            folders.changed(new, reply.attr.ctime_ns)
+        else:
+            for inode in (old, new, reply.attr.inode, reply.replaced):
+                folders.doubt(inode)
+
     # Attributes
+
+    def folder(self, inode: int, within_s: float) -> tuple[Attr, float] | None:
+        """What meta told of a directory within the last seconds, and what is left of them; None where it has to be asked."""
+        now = self._client.env.monotonic()
+        found = self._folders.known(inode, now - within_s)
+        return None if found is None else (found[0], found[1] + within_s - now)
 
     async def getattr(self, inode: int) -> Attr:
         await self._settle(inode)  # else the time of the last write would change again when it is sent
         known = self._inodes.get(inode)
+        ticket = self._folders.asking(inode, self._client.env.monotonic())
         try:
-            attr = await self._client.getattr(inode)
+            attr = self._folders.answered(ticket, await self._client.getattr(inode))
         except FS3Error as error:
             if error.code is Code.STALE_HANDLE and known is not None and known.gone is not None:
                 return known.gone
@@ -242,6 +270,7 @@ class FileSystem:
         by_handle = handle is not None and self._files.get(handle).file.writable
         if length is not None or mtime_ns is not None:
             await self._settle(inode)
+        self._folders.doubt(inode)
         try:
             attr = await self._client.setattr(
                 caller, inode, mode=mode, uid=uid, gid=gid, length=length,
@@ -256,6 +285,8 @@ class FileSystem:
                 caller, inode, mode=mode, uid=uid, gid=gid, length=length,
                 atime_now=atime_ns is not None, mtime_now=mtime_ns is not None, by_handle=by_handle,
             )  # fmt: skip
+        finally:
+            self._folders.doubt(inode)
         if known is not None:
             known.show(attr)
         if length is not None:
@@ -283,7 +314,11 @@ class FileSystem:
         known = self._inodes.get(inode)
         if known is not None:
             known.attributed = True
-        await self._client.setxattr(caller, inode, name, value, XattrMode.ANY)
+        self._folders.doubt(inode)
+        try:
+            await self._client.setxattr(caller, inode, name, value, XattrMode.ANY)
+        finally:
+            self._folders.doubt(inode)
 
     async def getxattr(self, caller: Caller, inode: int, name: bytes) -> bytes:
         return await self._client.getxattr(caller, inode, name)
@@ -331,7 +366,9 @@ class FileSystem:
             self._note_open(file)
         finally:
             self._opening -= 1
-        if file.writable and not file.created:
+        if file.created:
+            self._folders.changed(parent, file.inode.attr.ctime_ns)
+        elif file.writable:
             await self._read_ahead.settle(file.inode.id)
         attr = file.inode.view(file.inode.attr)
         known.show(attr)

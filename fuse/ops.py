@@ -118,6 +118,11 @@ class Operations(pyfuse3.Operations):
 
     @_posix
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        folder = self._fs.folder(inode, self.attr_timeout_s)
+        if folder is not None:
+            entry = self._entry(folder[0])
+            entry.attr_timeout = folder[1]
+            return entry
         attr = await self._fs.getattr(inode)
         entry = self._entry(attr)
         if attr.sparse:

@@ -415,3 +415,40 @@ async def test_a_strict_mount_tells_meta_of_each_write_and_keeps_nothing(live: L
             await fs.write(writer.handle, length - 100, b"x" * 100)
             assert (await client.getattr(attr.inode)).length == length
         assert not (await fs.open(ROOT, attr.inode, os.O_RDONLY)).keep_cache
+
+
+async def test_a_folder_s_attributes_follow_what_is_done_in_it_without_asking(live: Live) -> None:
+    async with mount(live) as (fs, _), live.client() as other:
+        folder = (await fs.mknod(ROOT, ROOT_INODE, b"d", FileKind.DIRECTORY, 0o755)).inode
+        for _ in range(2):
+            await fs.getattr(folder)
+
+        async def known() -> None:
+            """It is known, and as meta has it."""
+            found = fs.folder(folder, 60)
+            assert found is not None and 0 < found[1] <= 60
+            assert found[0] == await other.getattr(folder)
+
+        await known()
+        assert fs.folder(folder, 0) is None
+        opened, made = await fs.create(ROOT, folder, b"f", 0o644, os.O_WRONLY | os.O_CREAT)
+        await known()
+        await fs.release(opened.handle)
+        await fs.mknod(ROOT, folder, b"p", FileKind.FIFO, 0o644)
+        await known()
+        await fs.link(ROOT, made.inode, folder, b"l")
+        await known()
+        await fs.rename(ROOT, folder, b"f", folder, b"g", RenameFlags.NONE)
+        await known()
+        for change in (
+            lambda: fs.mknod(ROOT, folder, b"sub", FileKind.DIRECTORY, 0o755),
+            lambda: fs.rmdir(ROOT, folder, b"sub"),
+            lambda: fs.unlink(ROOT, folder, b"l"),
+            lambda: fs.setattr(ROOT, folder, mode=0o700),
+            lambda: fs.setattr(ROOT, folder, mtime_ns=1),
+            lambda: fs.setxattr(ROOT, folder, b"user.a", b"1"),
+        ):
+            await change()
+            assert fs.folder(folder, 60) is None
+            await fs.getattr(folder)
+            await known()

@@ -58,12 +58,18 @@ class Mounted:
         self.checkout = checkout
         self.data, self.mount = home / "data", home / "mnt"
         self._replicas = replicas
+        self._home = home
+        # The packages as they are installed, wherever the interpreter has its own from.
+        package = home / "packages" / "fs3"
+        package.mkdir(parents=True)
+        for source in [*(checkout / "fs3").iterdir(), *[checkout / name for name in ("mgmtd", "meta", "storage", "fuse")]]:
+            (package / source.name).symlink_to(source)
 
     def command(self, *words: str) -> None:
         line = [sys.executable, "-m", "fs3.cli.main", *words, "--data", str(self.data)]
-        environment = {**os.environ, "PYTHONPATH": str(self.checkout)}
+        environment = {**os.environ, "PYTHONPATH": str(self._home / "packages")}
         done = subprocess.run(
-            line, cwd=self.checkout, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            line, cwd=self._home, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
         if done.returncode:
             raise BenchError(f"{' '.join(line)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
@@ -81,8 +87,8 @@ class Mounted:
         config = self.data / "config"
         return cpu_seconds((f"{config}/mount",)), cpu_seconds((f"{config}/meta",))
 
-    def run(self, row: str, files: int, threads: int) -> Result:
-        folder = self.mount / f"bench-{threads}"
+    def run(self, row: str, number: int, files: int, threads: int) -> Result:
+        folder = self.mount / f"bench-{number}-{threads}"
         folder.mkdir(exist_ok=True)
         if row in _COLD:
             if os.geteuid() == 0:
@@ -105,7 +111,7 @@ def measure(systems: list[Mounted], options: argparse.Namespace) -> list[Result]
             for row in TARGETS:
                 if row in options.rows:
                     order = systems if number % 2 == 0 else systems[::-1]
-                    results += [system.run(row, options.files, threads) for system in order]
+                    results += [system.run(row, number, options.files, threads) for system in order]
     return results
 
 

@@ -148,6 +148,36 @@ def test_rsync(mounted: Path, library: Path) -> None:
     assert attributes(copy) == attributes(library / "odd")
 
 
+MAKEFILE = """
+objects = $(addsuffix .o, main $(addprefix part, $(shell seq 12)))
+program: libparts.a main.o
+	$(CC) -o $@ main.o -L. -lparts
+libparts.a: $(filter-out main.o, $(objects))
+	$(AR) rcs $@ $^
+%.o: %.c parts.h
+	$(CC) -c -o $@ $<
+"""
+
+
+def test_make(mounted: Path) -> None:
+    make, _ = needs_program("make"), needs_program("cc")
+    (mounted / "Makefile").write_text(MAKEFILE)
+    parts = range(1, 13)
+    (mounted / "parts.h").write_text("".join(f"int part{n}(void);\n" for n in parts))
+    for n in parts:
+        (mounted / f"part{n}.c").write_text(f'#include "parts.h"\nint part{n}(void) {{ return {n}; }}\n')
+    total = " + ".join(f"part{n}()" for n in parts)
+    source = f'#include <stdio.h>\n#include "parts.h"\nint main(void) {{ printf("%d\\n", {total}); return 0; }}\n'
+    (mounted / "main.c").write_text(source)
+    run(make, "-j4", "-C", mounted)
+    assert run(mounted / "program") == "78\n"
+    run(make, "-j4", "-C", mounted, "--question")
+    (mounted / "part7.c").write_text('#include "parts.h"\nint part7(void) { return 100; }\n')
+    again = run(make, "-j4", "-C", mounted)
+    assert again.count("cc -c") == 1 and "part7.o" in again, "time stamps tell what is to be done again"
+    assert run(mounted / "program") == "171\n"
+
+
 @pytest.mark.parametrize("journal", ["delete", "truncate", "persist"])
 def test_sqlite_with_a_rollback_journal(mounted: Path, journal: str) -> None:
     path = mounted / "data.sqlite"

@@ -132,7 +132,7 @@ async def _serve(
                 ops.mount(handlers, mountpoint, _options(config, f"fs3:{client.cluster}"))
                 guarding = guard.start(mountpoint)
                 try:
-                    await _answer(client, mountpoint, fs, started, stop)
+                    await _answer(handlers, client, mountpoint, fs, started, stop)
                 finally:
                     ops.detach()
                     guarding.kill()
@@ -153,7 +153,12 @@ def _fs_options(config: MountConfig, settings: ClientSettings) -> FsOptions:
 
 
 async def _answer(
-    client: FileClient, mountpoint: str, fs: FileSystem, started: Callable[[str], None], stop: trio.Event
+    handlers: ops.Operations,
+    client: FileClient,
+    mountpoint: str,
+    fs: FileSystem,
+    started: Callable[[str], None],
+    stop: trio.Event,
 ) -> None:
     """Answer the kernel until the mount has ended, by others or by `stop`."""
     async with trio.open_nursery() as nursery:
@@ -170,7 +175,7 @@ async def _answer(
 
         nursery.start_soon(end_when_told)
         nursery.start_soon(tell_when_ready)
-        await ops.answer()
+        await ops.answer(handlers)
         if not stop.is_set():
             logger.info("%s was unmounted", mountpoint)
         nursery.cancel_scope.cancel()

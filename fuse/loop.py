@@ -19,18 +19,26 @@ IMMEDIATE_MAX = 16
 """Requests taken in a row without letting other tasks run."""
 
 
-class QuickLock:
-    """A lock whose free acquisition is no checkpoint. Who waited last goes first: its memory is warm."""
+class Turn(trio.abc.Instrument):
+    """Whose turn it is to read requests: for pyfuse3 a lock, which it holds while it waits for one.
+
+    Who has the turn keeps it when it lets the lock go, and so reads the next request too, without waking anybody: most are
+    answered without waiting. It passes the turn on when it has to wait (blocked), or ends. Who waited last goes first: its
+    memory is warm.
+
+    Invariant: while somebody waits for the turn, somebody has it.
+    """
 
     def __init__(self) -> None:
-        self._held = False
+        self._holder: trio.lowlevel.Task | None = None
         self._waiting: list[trio.lowlevel.Task] = []
 
     async def __aenter__(self) -> None:
-        if not self._held:
-            self._held = True
-            return
         task = trio.lowlevel.current_task()
+        if self._holder is None:
+            self._holder = task
+        if self._holder is task:
+            return
         self._waiting.append(task)
 
         def abort(_: Any) -> trio.lowlevel.Abort:
@@ -42,10 +50,23 @@ class QuickLock:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._waiting:
-            trio.lowlevel.reschedule(self._waiting.pop())  # which then holds it
-        else:
-            self._held = False
+        if kind is not None:
+            self._pass_on()
+
+    def blocked(self) -> None:
+        """The running task is about to wait for something else than requests."""
+        if self._holder is trio.lowlevel.current_task():
+            self._pass_on()
+
+    def task_exited(self, task: trio.lowlevel.Task) -> None:
+        """Called by trio, which this is to be made an instrument of."""
+        if self._holder is task:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        self._holder = self._waiting.pop() if self._waiting else None
+        if self._holder is not None:
+            trio.lowlevel.reschedule(self._holder)
 
 
 class _Lowlevel:
@@ -80,10 +101,13 @@ class _Lowlevel:
 class RequestLoopTrio:
     """Stands for the module trio in pyfuse3, for one mount."""
 
-    Lock = QuickLock
-
-    def __init__(self, handshake: Handshake | None = None) -> None:
+    def __init__(self, turn: Turn, handshake: Handshake | None = None) -> None:
         self.lowlevel = _Lowlevel(handshake)
+        self._turn = turn
+
+    def Lock(self) -> Turn:  # by the name that trio gives it
+        """pyfuse3 asks once."""
+        return self._turn
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio, name)

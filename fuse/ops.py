@@ -9,20 +9,21 @@ import errno
 import functools
 import logging
 import stat
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar, cast
 
 import pyfuse3
 import trio
 
 from fs3.api.meta import Attr, Caller, FileKind, RenameFlags
+from fs3.drive import drive
 from fs3.errors import Code, FS3Error
 
 from . import handshake
 from .callers import Callers
 from .fs import FileSystem, Opened
 from .handshake import Handshake
-from .loop import RequestLoopTrio
+from .loop import RequestLoopTrio, Turn
 
 logger = logging.getLogger("fs3.fuse.ops")
 
@@ -45,7 +46,7 @@ _RENAME = {0: RenameFlags.NONE, 1: RenameFlags.NOREPLACE, 2: RenameFlags.EXCHANG
 _OPAQUE = frozenset({Code.INTERNAL, Code.IO, Code.DISK_FAILED, Code.CHECKSUM, Code.PROTOCOL, Code.DEADLINE_EXCEEDED})
 """Codes that a program only sees as EIO or ETIMEDOUT: the log says more."""
 
-F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
+F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
 def _posix(method: F) -> F:
@@ -54,7 +55,7 @@ def _posix(method: F) -> F:
     @functools.wraps(method)
     async def handler(*arguments: Any) -> Any:
         try:
-            return await method(*arguments)
+            return await drive(method(*arguments), arguments[0].turn.blocked)
         except FS3Error as error:
             if error.code in _OPAQUE:
                 logger.error("%s: %s", method.__name__, error)
@@ -83,6 +84,7 @@ class Operations(pyfuse3.Operations):
         self.entry_timeout_s = entry_timeout_s  # both may be changed at any time
         self.attr_timeout_s = attr_timeout_s
         self._xattrs = xattrs
+        self.turn = Turn()
         self.enable_acl = xattrs  # which pyfuse3 asks for
 
     def _caller(self, ctx: pyfuse3.RequestContext) -> Caller:
@@ -322,12 +324,16 @@ def mount(operations: Operations, mountpoint: str, options: set[str]) -> None:
         raise FS3Error(Code.CONFIG, f"{mountpoint}: cannot be mounted: {error}") from None
     (descriptor,) = handshake.devices() - before
     wanted = handshake.DONT_MASK | handshake.HANDLE_KILLPRIV_V2 if operations.enable_acl else 0
-    vars(pyfuse3)["trio"] = RequestLoopTrio(Handshake(descriptor, wanted))
+    vars(pyfuse3)["trio"] = RequestLoopTrio(operations.turn, Handshake(descriptor, wanted))
 
 
-async def answer() -> None:
+async def answer(operations: Operations) -> None:
     """Answer requests until somebody unmounts, or until cancelled."""
-    await pyfuse3.main(min_tasks=IDLE_TASKS, max_tasks=TASKS_MAX)
+    trio.lowlevel.add_instrument(operations.turn)
+    try:
+        await pyfuse3.main(min_tasks=IDLE_TASKS, max_tasks=TASKS_MAX)
+    finally:
+        trio.lowlevel.remove_instrument(operations.turn)
 
 
 async def store(inode: int, offset: int, data: memoryview) -> None:

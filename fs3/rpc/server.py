@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import trio
 
 from ..api.common import PING, Empty, ErrorBody, Method, Rep, Req
+from ..drive import drive
 from ..env import Env
 from ..errors import Code, FS3Error
 from ..transport.base import Connection, Listener, Part
@@ -291,7 +291,7 @@ class _Worker:
                         await self._lead()
                     if self.call is not None:
                         call, self.call = self.call, None
-                        await _drive(self._answer(call), self._blocked)
+                        await drive(self._answer(call), self._blocked)
                     elif session.needs_idle():
                         await session.park(self)
                     else:
@@ -317,7 +317,7 @@ class _Worker:
                 session.server.env.metrics.count("rpc.deadline_exceeded")
                 return
             frame.timeout_ms -= int(waited_ms)
-        await _drive(self._answer(session.admit(frame)), self._blocked)
+        await drive(self._answer(session.admit(frame)), self._blocked)
 
     async def _flush(self) -> None:
         """Let no reply wait for the next one, which may take long."""
@@ -400,26 +400,6 @@ def _body(answer: Any) -> bytes:
     body = encode(ErrorBody.of(answer) if isinstance(answer, FS3Error) else answer)
     assert len(body) <= BODY_SIZE_MAX, f"reply of {len(body)} bytes"
     return body
-
-
-@types.coroutine
-def _drive(coroutine: Coroutine[Any, Any, None], blocked: Callable[[], None]) -> Generator[Any, Any, None]:
-    """Await `coroutine`; call blocked() when it is about to wait for the first time."""
-    try:
-        trap = coroutine.send(None)
-        blocked()
-        while True:
-            try:
-                answer = yield trap
-            except GeneratorExit:
-                coroutine.close()
-                raise
-            except BaseException as error:
-                trap = coroutine.throw(error)
-            else:
-                trap = coroutine.send(answer)
-    except StopIteration:
-        return
 
 
 def _only(error: BaseException) -> FS3Error | None:

@@ -219,7 +219,7 @@ def test_names_and_attributes_show_after_their_time_outs(places: Places) -> None
     os.chmod(places.here / "f", 0o600)
     os.utime(places.here / "f", (1, 2))
     wanted = (0o100600, 2)
-    harness.wait_until(lambda: ops_mode(places.there / "f") == wanted, "mode and time", SEEN_S)
+    harness.wait_until(lambda: mode_and_time(places.there / "f") == wanted, "mode and time", SEEN_S)
     os.rename(places.here / "f", places.here / "g")
     assert (places.there / "g").exists(), "that a name is missing is not remembered"
     harness.wait_until(lambda: not (places.there / "f").exists(), "the old name to be gone", SEEN_S)
@@ -227,7 +227,7 @@ def test_names_and_attributes_show_after_their_time_outs(places: Places) -> None
     harness.wait_until(lambda: os.listdir(places.there) == [], "the folder to be empty", SEEN_S)
 
 
-def ops_mode(path: Path) -> tuple[int, float]:
+def mode_and_time(path: Path) -> tuple[int, float]:
     found = path.stat()
     return found.st_mode, found.st_mtime
 
@@ -236,10 +236,10 @@ def test_a_strict_mount_sees_names_and_attributes_always(places: Places) -> None
     strict = places.strict
     for number in range(10):
         (places.here / "f").write_bytes(b"x" * number)
-        assert ops_mode(strict / "f")[0] == 0o100644 and (strict / "f").stat().st_size == number
+        assert mode_and_time(strict / "f")[0] == 0o100644 and (strict / "f").stat().st_size == number
         os.chmod(places.here / "f", 0o640)
         os.utime(places.here / "f", (5, number))
-        assert ops_mode(strict / "f") == (0o100640, number)
+        assert mode_and_time(strict / "f") == (0o100640, number)
         os.link(places.here / "f", places.here / "link")
         assert (strict / "f").stat().st_nlink == 2
         os.rename(places.here / "f", places.here / "g")
@@ -249,6 +249,13 @@ def test_a_strict_mount_sees_names_and_attributes_always(places: Places) -> None
         (places.here / "g").unlink()
         (places.here / "link").unlink()
         assert os.listdir(strict) == [] and not (strict / "g").exists()
+        (places.here / "d").mkdir(0o700)
+        assert ((strict / "d").stat().st_nlink, (strict / "d").stat().st_mode) == (2, 0o40700)
+        (places.here / "d" / "e").mkdir()
+        os.chmod(places.here / "d", 0o701)
+        assert ((strict / "d").stat().st_nlink, (strict / "d").stat().st_mode) == (3, 0o40701)
+        (places.here / "d" / "e").rmdir()
+        (places.here / "d").rmdir()
 
 
 def test_a_strict_mount_sees_content_always(places: Places) -> None:

@@ -19,8 +19,9 @@ Keys are a 4-byte tag and ordered parts (fs3.kv.keys). Integers in values are li
                                     INODE_PENDING is set in the inode exactly while this key is present.
     GCQ_  inode                     Garbage: a removed file whose chunks are to be removed.
     TREE  directory                 Tree: a directory that was removed with all that is in it, which is under way.
-    TDIR  tree, directory           nothing. A directory without a name that is to be emptied and removed, for the TREE whose
-                                    directory is `tree`. INODE_DOOMED is set in the inode exactly while this key is present.
+    TDIR  tree, directory           name: a directory without a name that is to be emptied and removed, for the TREE whose
+                                    directory is `tree`. Entries up to that name are gone, b"" for none. INODE_DOOMED is set
+                                    in the inode exactly while this key is present, so that it gets no new ones.
     IBLK                            counter u64: inode ids below it are handed out.
     STAT  name                      counter (atomic_add). "inodes": how many INOD there are.
 
@@ -67,7 +68,7 @@ _INTENT = struct.Struct("<BBqqQQ")
 _GARBAGE = struct.Struct("<BqIIIIQ16x")
 # 16 unused bytes: who removed it, once.
 _GARBAGE_SINCE = struct.Struct("<q")
-_TREE = struct.Struct("<BqQQIIH")
+_TREE = struct.Struct("<BqQQQIIH")
 _RECORD = struct.Struct("<QHQB")
 _COUNTER = struct.Struct("<q")
 
@@ -352,26 +353,28 @@ class Garbage:
 @dataclass(frozen=True, slots=True)
 class Tree:
     """The removal of a directory with all that is in it. since_ns: wall clock. removed: names so far; kept: those that went
-    to /lost+found. uid, gid, groups: of whoever asked for it, whose rights count."""
+    to /lost+found. highest: of it no TDIR has a greater directory. uid, gid, groups: of whoever asked for it, whose rights
+    count."""
 
     since_ns: int
     removed: int
     kept: int
+    highest: int
     uid: int
     gid: int
     groups: tuple[int, ...]
 
     def pack(self) -> bytes:
         count = len(self.groups)
-        value = _TREE.pack(FORMAT, self.since_ns, self.removed, self.kept, self.uid, self.gid, count)
+        value = _TREE.pack(FORMAT, self.since_ns, self.removed, self.kept, self.highest, self.uid, self.gid, count)
         return value + struct.pack(f"<{count}I", *self.groups)
 
     @staticmethod
     def unpack(value: bytes) -> Tree:
-        version, since_ns, removed, kept, uid, gid, count = _TREE.unpack_from(value)
+        version, since_ns, removed, kept, highest, uid, gid, count = _TREE.unpack_from(value)
         if version != FORMAT:
             raise _newer("TREE", version)
-        return Tree(since_ns, removed, kept, uid, gid, struct.unpack_from(f"<{count}I", value, _TREE.size))
+        return Tree(since_ns, removed, kept, highest, uid, gid, struct.unpack_from(f"<{count}I", value, _TREE.size))
 
 
 def pack_record(sequence: int, method: int, second: int, error: bool, body: bytes) -> bytes:

@@ -26,6 +26,7 @@ from .lost_found import home_of_the_lost
 from .ops.unlink import discard_directory, drop_name, is_empty
 from .schema import (
     DIRECTORY,
+    ENTRY_PREFIX,
     INODE_DOOMED,
     Inode,
     Tree,
@@ -43,7 +44,7 @@ from .schema import (
     unpack_entry,
 )
 
-PAGE = 128
+PAGE = 64
 """Names and directories removed by one transaction: other requests wait for it for some milliseconds."""
 PAGES_MAX = 64
 """Of one tree, until the others have their turn."""
@@ -70,7 +71,7 @@ async def rmtree(ctx: Context, txn: Txn, request: RmtreeRequest) -> RmtreeReply:
     txn.set(times_key(parent.id), pack_times(now_ns, now_ns))
     txn.atomic_add(subdirectories_key(parent.id), -1)
     _doom(txn, inode.id, inode)
-    txn.set(tree_key(inode.id), Tree(now_ns, 0, 0, caller.uid, caller.gid, caller.groups).pack())
+    txn.set(tree_key(inode.id), Tree(now_ns, 0, 0, inode.id, caller.uid, caller.gid, caller.groups).pack())
     ctx.trees.set()
     return RmtreeReply(inode.id)
 
@@ -151,18 +152,20 @@ async def remove_page(ctx: Context, txn: Txn, number: int) -> int:
     value = await txn.get(tree_key(number))
     if value is None:
         return -1
-    begin, end = span(doomed_key(number, 0)[:12])
+    page = _Page(ctx, txn, number, Tree.unpack(value))
     left = 1 if ctx.env.rare("meta.trees.one") else PAGE
-    # The newest first, which lie deepest most of the time: so there are never many of them.
-    doomed = await txn.get_range(begin, end, limit=left, reverse=True)
+    # The newest first, which lie deepest most of the time: so there are never many of them. Where keys were removed a store
+    # may search for long: it is not asked again about those that are known to be gone.
+    doomed = await txn.get_range(doomed_key(number, 0), doomed_key(number, page.highest + 1), limit=left, reverse=True)
     if not doomed:
         txn.clear(tree_key(number))
         return -1
-    page = _Page(ctx, txn, number, Tree.unpack(value))
-    for key, _ in doomed:
-        left -= await page.empty(doomed_key_parts(key)[1], left)
+    for key, name in doomed:
+        page.highest = doomed_key_parts(key)[1]
+        left -= await page.empty(page.highest, name, left)
         if left <= 0:
             break
+    page.highest = max(page.below, page.highest)
     txn.set(tree_key(number), page.tree_now().pack())
     return page.removed
 
@@ -177,6 +180,8 @@ class _Page:
         self._tree = tree
         self._caller = Caller(tree.uid, tree.gid, tree.groups)
         self._now_ns = ctx.now_ns()
+        self.highest = tree.highest
+        self.below = 0  # the greatest of the directories that this page has doomed
         self.removed = 0
         self.kept = 0
 
@@ -184,16 +189,17 @@ class _Page:
         """The tree's record after this page."""
         tree = self._tree
         removed, kept = tree.removed + self.removed, tree.kept + self.kept
-        return Tree(tree.since_ns, removed, kept, tree.uid, tree.gid, tree.groups)
+        return Tree(tree.since_ns, removed, kept, self.highest, tree.uid, tree.gid, tree.groups)
 
-    async def empty(self, number: int, limit: int) -> int:
-        """Remove at most `limit` entries of a doomed directory, and then itself if that were all. Returns what it took."""
+    async def empty(self, number: int, name: bytes, limit: int) -> int:
+        """Remove at most `limit` entries of a doomed directory, and then itself if that were all. name: they begin behind
+        it. Returns what it took."""
         txn = self._txn
         directory = await resolve.load(txn, number)
         if directory is None:  # in a damaged store
             txn.clear(doomed_key(self._number, number))
             return 1
-        begin, end = span(entry_key(number, b""))
+        begin, end = entry_key(number, name) + b"\0" * bool(name), span(entry_key(number, b""))[1]
         pairs = await txn.get_range(begin, end, limit=limit)
         below = 0
         for _, value in pairs:
@@ -204,6 +210,7 @@ class _Page:
         if pairs:
             txn.clear_range(begin, pairs[-1][0] + b"\0")
         if len(pairs) == limit:
+            txn.set(doomed_key(self._number, number), pairs[-1][0][ENTRY_PREFIX:])
             if below:
                 txn.atomic_add(subdirectories_key(number), -below)
             return limit
@@ -225,6 +232,7 @@ class _Page:
             return
         else:
             _doom(self._txn, self._number, inode)
+            self.below = max(self.below, inode.id)
         self.removed += 1
 
     async def _keep(self, inode: Inode) -> None:

@@ -30,6 +30,7 @@ from ..api.meta import (
     REMOVE,
     RENAME,
     REPORT,
+    RMTREE,
     SETATTR,
     SETXATTR,
     STATFS,
@@ -57,6 +58,7 @@ from ..api.meta import (
     RenameReply,
     RenameRequest,
     ReportRequest,
+    RmtreeRequest,
     SetattrRequest,
     SetxattrRequest,
     XattrMode,
@@ -170,6 +172,10 @@ class FileClient:
             self._hold(reply.inode, session)
             self._seen(reply.attr)
         return reply
+
+    async def rmtree(self, caller: Caller, parent: int, name: bytes) -> int:
+        """Remove a directory with all that is in it, which goes in the background; returns its inode (see RmtreeRequest)."""
+        return (await self._meta.change(RMTREE, lambda tag: RmtreeRequest(tag, caller, parent, name))).tree
 
     async def rename(
         self,

@@ -42,7 +42,7 @@ def require_clean(report: Report, allowed: tuple[Fault, ...] = ALLOWED) -> None:
         raise SimulationError("fsck finds:\n" + "\n".join([str(finding) for finding in wrong]))
 
 
-async def _check_again_and_again(world: World, done: list[int]) -> None:
+async def check_again_and_again(world: World, done: list[int]) -> None:
     """As an operator who may repair would do it. Meta may be out of reach for too long."""
     while True:
         try:
@@ -64,7 +64,7 @@ async def busy(world: World) -> None:
             await load.prepare(fs)
         done: list[int] = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_check_again_and_again, world, done)
+            nursery.start_soon(check_again_and_again, world, done)
             await storm(world, load)
             nursery.cancel_scope.cancel()
         report = await fsck(world, repair=True)

@@ -10,7 +10,7 @@ import trio
 
 from fs3.client.connect import connect
 from fuse.fs import FileSystem, FsOptions
-from tests.sim import bank, fscked, hosts, kvcache, namespace, operators, settings, shared, synced, workloads
+from tests.sim import bank, fscked, hosts, kvcache, namespace, operators, settings, shared, synced, trees, workloads
 from tests.sim.canaries import planted
 from tests.sim.cells import CELLS, FILE_CELLS
 from tests.sim.checkers import check_linearizable, check_replicas
@@ -106,6 +106,7 @@ SHAPES = {
         *operators.SHAPES,
         *settings.SHAPES,
         *fscked.SHAPES,
+        *trees.SHAPES,
     )
 }
 
@@ -262,4 +263,5 @@ SCENARIOS = {
     **operators.SCENARIOS,
     **settings.SCENARIOS,
     **fscked.SCENARIOS,
+    **trees.SCENARIOS,
 }

@@ -146,7 +146,10 @@ class FileSystem:
         gone = (parent, name)
         async with self._hold(gone) as hold:
             reply = await self._client.remove(caller, parent, name, directory=False, hold=hold)
-        self._folders.doubt(parent)
+        if reply.changed_ns:
+            self._folders.changed(parent, reply.changed_ns)
+        else:
+            self._folders.doubt(parent)
         self._open_names.removed(gone)
         known = self._inodes.get(reply.inode)
         if known is not None:

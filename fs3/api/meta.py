@@ -222,10 +222,12 @@ class RemoveRequest:
 
 @dataclass(frozen=True, slots=True)
 class RemoveReply:
-    """inode: what the name stood for. attr: of it now, a removed directory's last; None when it is gone with its name."""
+    """inode: what the name stood for. attr: of it now, a removed directory's last; None when it is gone with its name.
+    changed_ns: the directory's times from now on; 0 from a daemon that does not tell."""
 
     inode: int
     attr: Attr | None
+    changed_ns: int = 0
 
 
 class RenameFlags(IntEnum):

@@ -119,4 +119,4 @@ async def remove(ctx: Context, txn: Txn, request: RemoveRequest) -> RemoveReply:
         attr = await drop_name(ctx, txn, inode, now_ns, request.client, request.hold)
     txn.clear(entry_key(parent.id, name))
     txn.set(times_key(parent.id), pack_times(now_ns, now_ns))
-    return RemoveReply(inode.id, attr)
+    return RemoveReply(inode.id, attr, now_ns)

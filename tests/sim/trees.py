@@ -114,7 +114,7 @@ class TreeLoad(Load):
                 if bytes(await fs.read(handle, 0, len(DATA))) != DATA:
                     raise SimulationError(f"{name.decode()} on the shelf has lost its bytes")
                 await fs.release(handle)
-        for name in self.removed:
+        for name in sorted(self.removed):
             try:
                 await fs.lookup(ROOT, ROOT_INODE, name)
             except FS3Error as error:

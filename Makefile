@@ -44,7 +44,7 @@ sim:
 
 soak:
 	@scripts/prepare $(VENV) test
-	FS3_SOAK=1 $(BIN)/python -m pytest -m process $(addprefix tests/process/test_,storage_faults.py disk_faults.py crash_all.py failover.py several_mgmtd.py databases.py)
+	FS3_SOAK=1 $(BIN)/python -m pytest -m process $(addprefix tests/process/test_,storage_faults.py disk_faults.py crash_all.py failover.py several_mgmtd.py several_meta.py databases.py)
 	FS3_SOAK=1 FS3_TEST_LIMIT_S=3600 $(BIN)/python -m pytest tests/posix/test_operations.py tests/posix/test_exerciser.py
 	$(BIN)/python -m tests.sim --first 0 --seeds 1000000000 --keep-going --failures failures.txt $(if $(SHAPE),--shape $(SHAPE)) $(ARGS)
 

@@ -51,7 +51,11 @@ def chains_of(layout: FileLayout, table: tuple[int, ...], first_index: int, boun
 class RoutedChunks:
     """A ChunkStore over the storage daemons that the routing info names."""
 
-    def __init__(self, storage: StorageClient, routing: Callable[[], RoutingInfo]) -> None:
+    def __init__(
+        self, storage: StorageClient, routing: Callable[[], RoutingInfo], holds: Callable[[], bool] = lambda: True
+    ) -> None:
+        """holds: whether this daemon's lease still holds, so that nobody else can be at its work."""
+        self._holds = holds
         self._storage = storage
         self._routing = routing
 
@@ -84,6 +88,8 @@ class RoutedChunks:
             chains = file_chains(layout, table)
             chain = chains[index % len(chains)]
             found = await self._storage.query(chain, inode, index, deadline=deadline)
+            if not self._holds():  # another one may have done it all, and what is found here be written since then
+                raise FS3Error(Code.SHUTTING_DOWN, "this daemon's lease is over")
             if found.last_index == index and found.last_length > rest:
                 chunk, tag = ChunkId(inode, index), _tag(inode, version, 1)
                 await self._storage.truncate(chain, chunk, rest, layout.chunk_size, deadline=deadline, tag=tag)

@@ -23,8 +23,8 @@ from .shares import Share
 
 @dataclass(slots=True)
 class Context:
-    """owner: a random id of this daemon's incarnation, which marks its claims on work. node: its id, by which work is shared
-    out. routing: the latest known."""
+    """owner: this daemon's incarnation as mgmtd knows it, which marks its claims on work. node: its id, by which work is
+    shared out. routing: the latest known."""
 
     env: Env
     engine: KVEngine

@@ -6,11 +6,13 @@ new length are removed, and only then may anybody extend the file, or count on w
 grows once more when the intent is done, so that what a writer reports under the version in between is checked against the
 chains instead of being believed. A crash anywhere leaves the intent, and the next who needs the file, or the collector,
 completes it. One daemon works on an intent at a time: a second one would cut off what was written after the first was done.
+So another's claim is taken over only when mgmtd says that its owner is dead, or when it is too old for work to go on for it.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -57,8 +59,12 @@ class _Running:
 class Intents:
     """Completes intents in tasks of its own, so that a request that is given up does not stop half-way."""
 
-    def __init__(self, ctx: Context, chunks: ChunkStore, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, ctx: Context, chunks: ChunkStore, nursery: trio.Nursery, gone: Callable[[int], Awaitable[bool]]
+    ) -> None:
+        """gone: whether the owner of a claim that was read before is surely dead."""
         self._ctx = ctx
+        self._gone = gone
         self._chunks = chunks
         self._nursery = nursery
         self._claims = Claims(ctx.env, ctx.owner, ABANDONED_MS)
@@ -85,7 +91,7 @@ class Intents:
                 inode = inode_of_key(key)
                 # Others' shares are looked at too: when one of them dies, it is known how long its claims are unchanged.
                 free = self._claims.free(inode, intent.owner, intent.beat)
-                if inode in self._running or not free or not share.has(inode):
+                if inode in self._running or not share.has(inode) or not (free or await self._gone(intent.owner)):
                     continue
                 try:
                     await self.complete(inode)
@@ -118,7 +124,7 @@ class Intents:
             self._claims.forget(inode)
             return True
         intent = Intent.unpack(value)
-        if not self._claims.free(inode, intent.owner, intent.beat):
+        if not self._claims.free(inode, intent.owner, intent.beat) and not await self._gone(intent.owner):
             return False
         claimed = await self._claim(inode, intent)
         if claimed is None:

@@ -12,10 +12,11 @@ import trio
 
 from fs3.api import meta as api
 from fs3.api.common import Empty, Method
-from fs3.api.mgmtd import CLUSTER_CONFIG, LIST_CLIENTS, ClientInfo
+from fs3.api.mgmtd import CLUSTER_CONFIG, GET_ROUTING, LIST_CLIENTS, ClientInfo, GetRoutingRequest
 from fs3.client.mgmtd import MgmtdClient
 from fs3.env import Env
 from fs3.errors import Code, FS3Error
+from fs3.ids import NodeKind
 from fs3.kv.base import KVEngine, Txn
 from fs3.kv.transact import transact
 from fs3.layout import FileLayout
@@ -41,6 +42,7 @@ WithAttr = TypeVar("WithAttr", api.AttrReply, api.OpenReply)
 
 FORMAT_POLL_MS = 200
 CLIENTS_TIMEOUT_MS = 2_000
+GONE_TIMEOUT_MS = 1_000
 
 
 class MetaService:
@@ -56,12 +58,15 @@ class MetaService:
         times: GcTimes = GcTimes(),  # noqa: B008 (frozen)
         root_owner: tuple[int, int] = (0, 0),
         node: int = 0,
+        incarnation: int = 0,
     ) -> None:
         """nursery: for work on chunks that outlives the request which began it. root_owner: uid and gid, when it is made.
-        node: the daemon's id."""
-        self.ctx = Context(env, engine, InodeIds(env, engine), lambda: mgmtd.routing, env.client_id(), node)
+        node, incarnation: of the daemon, as it registers."""
+        owner = incarnation or env.client_id()
+        self.ctx = Context(env, engine, InodeIds(env, engine), lambda: mgmtd.routing, owner, node)
         self._mgmtd = mgmtd
-        self._intents = Intents(self.ctx, chunks, nursery)
+        self._dead: set[int] = set()  # incarnations of meta daemons, which never come back
+        self._intents = Intents(self.ctx, chunks, nursery, self._gone)
         self.collector = Collector(self.ctx, chunks, self._intents, self._clients, times)
         self._admin = MetaAdmin(self.ctx, self.collector, self._intents)
         self._root_owner = root_owner
@@ -214,3 +219,22 @@ class MetaService:
     async def _clients(self) -> dict[int, ClientInfo]:
         reply = await self._mgmtd.call(LIST_CLIENTS, Empty(), timeout_ms=CLIENTS_TIMEOUT_MS)
         return {each.client: each for each in reply.clients}
+
+    async def _gone(self, owner: int) -> bool:
+        """Whether a meta daemon that was seen to have a claim is surely dead: it had registered before, so it is if the
+        latest routing does not know its incarnation. Ours may be older: mgmtd must say that there is no newer one."""
+        if owner in self._dead:
+            return True
+        routing = self._mgmtd.routing
+        if any(node.incarnation == owner for node in routing.nodes_of(NodeKind.META)):
+            return False
+        try:
+            request = GetRoutingRequest(routing.version, 0, True)
+            reply = await self._mgmtd.call(GET_ROUTING, request, timeout_ms=GONE_TIMEOUT_MS)
+        except FS3Error as error:
+            logger.debug("cannot learn whether %d is dead: %s", owner, error)
+            return False
+        if reply.routing is not None or reply.delta is not None:
+            return False
+        self._dead.add(owner)
+        return True

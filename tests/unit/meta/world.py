@@ -15,7 +15,17 @@ import trio
 from fs3.api import meta as api
 from fs3.api.common import Empty, Method, Rep, Req
 from fs3.api.meta import Access, Attr, Caller, FileKind, RenameFlags
-from fs3.api.mgmtd import CLUSTER_CONFIG, LIST_CLIENTS, ClientInfo, ClusterConfigReply, ListClientsReply
+from fs3.api.mgmtd import (
+    CLUSTER_CONFIG,
+    GET_ROUTING,
+    LIST_CLIENTS,
+    ClientInfo,
+    ClusterConfigReply,
+    GetRoutingReply,
+    GetRoutingRequest,
+    ListClientsReply,
+    RoutingMessage,
+)
 from fs3.env import Env
 from fs3.errors import Code, FS3Error
 from fs3.ids import ROOT_INODE, NodeKind, RequestTag
@@ -132,15 +142,17 @@ class Cluster:
     clients: dict[int, bool] = field(default_factory=lambda: {CLIENT: True})
     ended: set[int] = field(default_factory=set)
     metas: tuple[int, ...] = ()
+    version: int = 1
     informed: list[StaticMgmtd] = field(default_factory=list)
 
     def routing(self) -> RoutingInfo:
-        nodes = {node: Node(node, NodeKind.META, f"test://{node}", "host", True, 1) for node in self.metas}
-        return RoutingInfo(1, "test", tables={1: Table(1, 1, CHAINS, 1)}, nodes=nodes)
+        nodes = {node: Node(node, NodeKind.META, f"test://{node}", "host", True, 1000 + node) for node in self.metas}
+        return RoutingInfo(self.version, "test", tables={1: Table(1, 1, CHAINS, 1)}, nodes=nodes)
 
     def set_metas(self, *metas: int) -> None:
         """All daemons hear at once which of them live."""
         self.metas = metas
+        self.version += 1
         for each in self.informed:
             each.routing = self.routing()
 
@@ -156,7 +168,13 @@ class Cluster:
                 tuple([ClientInfo(each, "host", alive, each in self.ended) for each, alive in self.clients.items()])
             )
 
+        async def newer(request: GetRoutingRequest) -> GetRoutingReply:
+            news = self.routing() if request.known_version < self.version else None
+            return GetRoutingReply(RoutingMessage.of(news) if news else None)
+
         made.handlers = {CLUSTER_CONFIG.id: config, LIST_CLIENTS.id: clients}
+        if self.metas:
+            made.handlers[GET_ROUTING.id] = newer
         return made
 
 
@@ -171,7 +189,9 @@ class World:
         self.chunks = chunks
         self.cluster = cluster
         times = GcTimes(session_grace_ms=1000)
-        self.service = MetaService(env, engine, cluster.mgmtd(), chunks, nursery, times, node=node)
+        self.service = MetaService(
+            env, engine, cluster.mgmtd(), chunks, nursery, times, node=node, incarnation=1000 + node if node else 0
+        )
         self.server = RpcServer(env)
         self.service.bind(self.server)
         self._channels = count(1)

@@ -13,7 +13,7 @@ from tests.process import harness
 
 pytestmark = pytest.mark.process
 
-STEPS = 400 if harness.SOAK else 120
+STEPS = 400 if harness.SOAK else 80
 
 
 def run(paths: list[Path], seeds: range, *, shared: bool = True) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -150,6 +151,7 @@ def main() -> None:
     print(
         f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {options.rounds} rounds of {options.files} files", flush=True
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is stopped then, too
     with tempfile.TemporaryDirectory(prefix="fs3-bench-", dir=options.scratch) as scratch:
         checkouts = [REPOSITORY, *([options.against.resolve()] if options.against else [])]
         systems = []

@@ -27,7 +27,7 @@ run:
 
 test:
 	@scripts/prepare $(VENV) test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
 
 lint: type
 	$(BIN)/ruff check .

@@ -10,8 +10,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from fs3.cli.mounts import mounts, unmount
 from tests.process import harness
@@ -116,12 +118,18 @@ def victims(_victims: Victims) -> harness.Cluster:
 _MACHINE = ("tests/process/", "tests/posix/")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class _Turns(LoadScopeScheduling):
     """Tests with real daemons or mounts run one after the other, in one worker, beside all others."""
-    for item in items:
-        if item.nodeid.startswith(_MACHINE) or "fuse" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("machine"))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "machine" if nodeid.startswith(_MACHINE) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Turns:
+    return _Turns(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not harness.SOAK:
         for item in items:
             if item.get_closest_marker("soak") is not None:

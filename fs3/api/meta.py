@@ -403,7 +403,6 @@ def atime_due(atime_ns: int, mtime_ns: int, ctime_ns: int, now_ns: int) -> bool:
     return atime_ns <= max(mtime_ns, ctime_ns) or now_ns - atime_ns >= ATIME_LIFE_NS
 
 
-
 @dataclass(frozen=True, slots=True)
 class ReleaseRequest:
     """Ends sessions through which nothing was written, or all that was written is reported. Those that are gone already,

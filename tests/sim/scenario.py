@@ -71,7 +71,7 @@ SHAPES = {
             faults=("split",),
             fault_every_s=4.0,
         ),
-        Shape("again", chunks=1, think_s=0.015, load_s=1.5, faults=("cut",), always=("storage.write.reply-lost",)),
+        Shape("again", chunks=1, think_s=0.015, load_s=2.5, faults=("cut",), always=("storage.write.reply-lost",)),
         Shape("clock", mgmtds=2, metas=1, faults=(*CLOCKS, *CLOCKS, "split", "isolate", "crash")),
         Shape("disk", faults=("disk_error", "disk_slow", "crash", "full")),
         Shape("files", metas=1, workload="mounts"),

@@ -93,7 +93,8 @@ def _rmdir_looks_too_early() -> list[Plant]:
     real = meta.ops.unlink.drop_directory
 
     async def drop_directory(txn: Any, parent: Any, inode: Any, now_ns: int) -> Any:
-        return await real(_Careless(txn), parent, inode, now_ns)
+        careless: Any = _Careless(txn)
+        return await real(careless, parent, inode, now_ns)
 
     return [(meta.ops.unlink, "drop_directory", drop_directory)]
 

@@ -6,6 +6,7 @@ import random
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
 
 import trio
@@ -13,7 +14,7 @@ import trio
 from fs3.errors import FS3Error
 from fs3.kv.memory import MemoryEngine, Operation
 from mgmtd import daemon, service
-from tests.sim.clock import SimClock
+from tests.sim.clock import SimClock, deterministic
 from tests.sim.env import SimEnv
 from tests.sim.net import Network, SimTransport, _Wire
 
@@ -176,5 +177,10 @@ def simulate(main: Callable[[World], Awaitable[None]], cpu: bool) -> None:
             await main(World(clock, nursery, cores))
             nursery.cancel_scope.cancel()
 
-    service.PLACE_APART_FROM = sys.maxsize  # a thread takes no virtual time; this way its CPU time counts
-    trio.run(run, clock=clock, instruments=[cores] if cpu else [])
+    apart_from, service.PLACE_APART_FROM = service.PLACE_APART_FROM, sys.maxsize  # a thread's CPU time would not count
+    try:
+        # Where CPU time counts, garbage is collected as in a daemon, and no two runs are the same anyway.
+        with nullcontext() if cpu else deterministic(1):
+            trio.run(run, clock=clock, instruments=[cores] if cpu else [])
+    finally:
+        service.PLACE_APART_FROM = apart_from

@@ -18,5 +18,4 @@ def test_many_are_told_little() -> None:
     assert report.rack_chains > size.rack
     assert report.failover_delta_bytes < 200, "the next primary tells of itself alone"
     assert report.failover_sent_bytes < people * 2_000
-    assert report.failover_died == 0
-    assert report.lost_heartbeats < people / 10, "those that were on their way to the primary that was killed"
+    assert report.failover_died == 0 and report.lost_heartbeats == 0

@@ -79,7 +79,7 @@ def test_fault_does_the_same_whatever_else_goes_wrong() -> None:
 )
 def test_any_plan_holds(plan: Plan) -> None:
     outcome = run_seed(1, replace(MIXED, plan=plan))
-    assert outcome.faults >= sum(fault.at_s < plan.load_s for fault in plan.faults)
+    assert outcome.faults >= len(plan.faults)
 
 
 def test_shortest_schedule_is_short_and_its_command_shows_it_again() -> None:

@@ -24,8 +24,9 @@ from fs3.settings import ClientSettings
 
 from . import guard, ops
 from .callers import Callers, groups_of_process
-from .fs import FileSystem, FsOptions
+from .fs import FileSystem
 from .identity import IdentityFile
+from .mount_state import FsOptions
 
 logger = logging.getLogger("fs3.fuse.daemon")
 

@@ -21,7 +21,8 @@ from fs3.errors import Code, FS3Error
 
 from . import handshake
 from .callers import Callers
-from .fs import FileSystem, Opened
+from .contents import Opened
+from .fs import FileSystem
 from .handshake import Handshake
 from .loop import RequestLoopTrio, Turn
 

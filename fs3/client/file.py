@@ -12,30 +12,15 @@ from dataclasses import dataclass
 
 import trio
 
-from ..api.common import Empty
 from ..api.meta import (
-    ACCESS,
     APPEND,
     CLOSE,
     CREATE,
     GETATTR,
-    GETXATTR,
-    LINK,
-    LISTXATTR,
-    LOOKUP,
-    MKNOD,
     OPEN,
-    READDIR,
-    READLINK,
-    REMOVE,
-    RENAME,
     REPORT,
-    RMTREE,
     SETATTR,
-    SETXATTR,
-    STATFS,
     Access,
-    AccessRequest,
     AppendRequest,
     Attr,
     Caller,
@@ -43,25 +28,9 @@ from ..api.meta import (
     CreateRequest,
     FileKind,
     GetattrRequest,
-    GetxattrRequest,
-    LinkRequest,
-    ListxattrRequest,
-    LookupRequest,
-    MknodRequest,
     OpenRequest,
-    ReaddirReply,
-    ReaddirRequest,
-    ReadlinkRequest,
-    RemoveReply,
-    RemoveRequest,
-    RenameFlags,
-    RenameReply,
-    RenameRequest,
     ReportRequest,
-    RmtreeRequest,
     SetattrRequest,
-    SetxattrRequest,
-    XattrMode,
 )
 from ..checksum import Buffer
 from ..env import Env
@@ -72,8 +41,8 @@ from ..settings import ClientSettings
 from .each import each
 from .inode import OpenInode
 from .meta import MetaClient
+from .names import NameCalls
 from .placed import table_of, table_when_known, used_by
-from .releases import Releases
 from .settings import nothing
 from .storage import ChunkRead, RoutingSource, StorageClient
 
@@ -105,27 +74,13 @@ class FileHandle:
         return self.access is not Access.READ
 
 
-@dataclass(frozen=True, slots=True)
-class Space:
-    """Capacity and use of the cluster for file content, in bytes, replicas counted once; files: inodes in use."""
-
-    capacity: int
-    used: int
-    files: int
-
-
-class FileClient:
+class FileClient(NameCalls):
     """POSIX-like calls. node: this client's id at mgmtd, for sessions. Errors: FS3Error, as meta and storage raise them."""
 
     def __init__(self, env: Env, meta: MetaClient, storage: StorageClient, mgmtd: RoutingSource, node: int) -> None:
-        self.env = env
-        self.node = node
-        self._meta = meta
+        super().__init__(env, meta, mgmtd, node)
         self._storage = storage
-        self._mgmtd = mgmtd
         self.cluster = mgmtd.routing.cluster
-        self._inodes: dict[int, OpenInode] = {}  # those with open handles
-        self.releases = Releases(meta, node)
         self.settings = ClientSettings()
         self.on_settings: Callable[[ClientSettings], Awaitable[None]] = nothing  # a mount uses some itself
 
@@ -134,84 +89,6 @@ class FileClient:
         self.settings = settings
         self._meta.call_s = settings.meta_timeout / 1000
         await self.on_settings(settings)
-
-    # Names
-
-    async def lookup(self, caller: Caller, parent: int, name: bytes) -> Attr:
-        return self._seen((await self._meta.call(LOOKUP, LookupRequest(caller, parent, name))).attr)
-
-    async def mknod(
-        self, caller: Caller, parent: int, name: bytes, kind: FileKind, mode: int, rdev: int = 0, target: bytes = b""
-    ) -> Attr:
-        """Make anything but an open file: a directory, symbolic link (to `target`), device, pipe, socket or empty file."""
-        reply = await self._meta.change(MKNOD, lambda tag: MknodRequest(tag, caller, parent, name, kind, mode, rdev, target))
-        return reply.attr
-
-    async def link(self, caller: Caller, inode: int, parent: int, name: bytes) -> Attr:
-        reply = await self._meta.change(LINK, lambda tag: LinkRequest(tag, caller, inode, parent, name))
-        for state in self._open_as(inode):
-            state.unsynced_attr = True
-        return self._seen(reply.attr)
-
-    def _open_as(self, inode: int) -> list[OpenInode]:
-        """The state of an inode, if it is open here."""
-        state = self._inodes.get(inode)
-        return [state] if state is not None else []
-
-    async def readlink(self, inode: int) -> bytes:
-        return (await self._meta.call(READLINK, ReadlinkRequest(inode))).target
-
-    async def remove(self, caller: Caller, parent: int, name: bytes, *, directory: bool, hold: bool = False) -> RemoveReply:
-        """unlink, or rmdir. hold: the name may stand for a file that this client has open only for reading, whose data
-        is then kept until it is closed here."""
-        session = self._new_session() if hold else 0
-        reply = await self._meta.change(
-            REMOVE, lambda tag: RemoveRequest(tag, caller, parent, name, directory, self.node, session)
-        )
-        if session and reply.attr is not None and reply.attr.nlink == 0:  # else meta made no hold
-            self._hold(reply.inode, session)
-            self._seen(reply.attr)
-        return reply
-
-    async def rmtree(self, caller: Caller, parent: int, name: bytes) -> int:
-        """Remove a directory with all that is in it, which goes in the background; returns its inode (see RmtreeRequest)."""
-        return (await self._meta.change(RMTREE, lambda tag: RmtreeRequest(tag, caller, parent, name))).tree
-
-    async def rename(
-        self,
-        caller: Caller,
-        parent: int,
-        name: bytes,
-        new_parent: int,
-        new_name: bytes,
-        flags: RenameFlags = RenameFlags.NONE,
-        *,
-        hold: bool = False,
-    ) -> RenameReply:
-        """hold: as in remove, for a file whose name is taken over."""
-        session = self._new_session() if hold else 0
-        reply = await self._meta.change(
-            RENAME,
-            lambda tag: RenameRequest(tag, caller, parent, name, new_parent, new_name, flags, self.node, session),
-        )
-        if session and reply.replaced:
-            self._hold(reply.replaced, session)
-        for state in list(self._inodes.values()) if flags == RenameFlags.EXCHANGE else self._open_as(reply.attr.inode):
-            state.unsynced_attr = True  # the next fsync is to make the name durable, too
-        return reply
-
-    async def readdir(self, caller: Caller, inode: int, after: bytes, limit: int) -> ReaddirReply:
-        """Entries with attributes after a name; those of files open here as this client sees them."""
-        return await self._meta.call(READDIR, ReaddirRequest(caller, inode, after, limit))
-
-    @property
-    def changes(self) -> int:
-        """Grows with each change of metadata that this client makes, at its begin and at its end."""
-        return self._meta.changes
-
-    def seen(self, attr: Attr) -> Attr:
-        """Attributes out of a directory listing, as this client's programs should see them."""
-        return self._seen(attr)
 
     # Attributes
 
@@ -257,33 +134,11 @@ class FileClient:
             state.truncated(reply.attr)
         return state.learn(reply.attr)
 
-    async def access(self, caller: Caller, inode: int, mask: int) -> None:
-        """Raises PERMISSION_DENIED."""
-        await self._meta.call(ACCESS, AccessRequest(caller, inode, mask))
-
     async def used(self, attr: Attr) -> int:
         """Bytes that the chunks of a file hold: less than its length where it has holes."""
         assert attr.layout is not None
         table = await table_when_known(self._mgmtd, attr.layout, self.settings.io_timeout / 1000)
         return await used_by(attr, attr.layout, table, self._storage)
-
-    async def space(self) -> Space:
-        """Capacity and use of all chain tables, and the number of inodes."""
-        files = (await self._meta.call(STATFS, Empty())).files
-        capacity, used = self._mgmtd.routing.capacity()
-        return Space(capacity, used, files)
-
-    async def setxattr(
-        self, caller: Caller, inode: int, name: bytes, value: bytes | None, mode: XattrMode = XattrMode.ANY
-    ) -> None:
-        """value None removes the attribute."""
-        await self._meta.change(SETXATTR, lambda tag: SetxattrRequest(tag, caller, inode, name, value, mode))
-
-    async def getxattr(self, caller: Caller, inode: int, name: bytes) -> bytes:
-        return (await self._meta.call(GETXATTR, GetxattrRequest(caller, inode, name))).value
-
-    async def listxattr(self, caller: Caller, inode: int) -> tuple[bytes, ...]:
-        return (await self._meta.call(LISTXATTR, ListxattrRequest(caller, inode))).names
 
     # Open files
 
@@ -563,22 +418,6 @@ class FileClient:
             state.was_reported(changes, reply.attr)
         finally:
             state.sessions.remove(session)
-
-    def _hold(self, inode: int, session: int) -> None:
-        """A hold was asked for when a name of this inode was removed: keep it while it serves, else end it. It need not
-        exist, if other names are left; so one hold does not do for all."""
-        state = self._inodes.get(inode)
-        if state is None:
-            self.releases.add(inode, session)
-        else:
-            state.holds.append(session)
-
-    def _new_session(self) -> int:
-        return self.env.random.getrandbits(63) | 1
-
-    def _seen(self, attr: Attr) -> Attr:
-        state = self._inodes.get(attr.inode)
-        return attr if state is None else state.learn(attr)
 
     def is_open(self, inode: int) -> bool:
         """Whether this client has handles on it."""

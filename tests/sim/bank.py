@@ -18,7 +18,8 @@ from fs3.api.meta import Caller, FileKind, RenameFlags
 from fs3.client.connect import connect
 from fs3.errors import Code, FS3Error
 from fs3.ids import ROOT_INODE
-from fuse.fs import FileSystem, FsOptions
+from fuse.fs import FileSystem
+from fuse.mount_state import FsOptions
 from tests.sim.cluster import Process, Shape, SimEnv, SimulationError, World
 from tests.sim.linear import Model, check
 from tests.sim.listing import list_at_once

@@ -13,7 +13,8 @@ from fs3.client.connect import connect
 from fs3.client.file import FileClient
 from fs3.errors import FS3Error
 from fs3.ids import ROOT_INODE
-from fuse.fs import FileSystem, FsOptions
+from fuse.fs import FileSystem
+from fuse.mount_state import FsOptions
 from tests.sim.cluster import Process, Shape, SimEnv, SimulationError, World
 from tests.sim.listing import list_at_once
 from tests.sim.load import Load

@@ -11,7 +11,8 @@ from fs3.api.meta import Caller
 from fs3.client.connect import connect
 from fs3.errors import FS3Error
 from fs3.ids import ROOT_INODE
-from fuse.fs import FileSystem, FsOptions
+from fuse.fs import FileSystem
+from fuse.mount_state import FsOptions
 from tests.sim.cluster import Process, SimEnv, SimulationError, World
 from tests.sim.load import Load
 

@@ -11,7 +11,8 @@ import trio
 from fs3.api.meta import FileKind
 from fs3.client.connect import connect
 from fs3.ids import ROOT_INODE
-from fuse.fs import FileSystem, FsOptions
+from fuse.fs import FileSystem
+from fuse.mount_state import FsOptions
 from tests.sim.checkers import check_replicas, count_chunks
 from tests.sim.cluster import SimEnv, SimulationError, World
 from tests.sim.faults import Faults

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import trio
 
 from fs3.client.connect import connect
-from fuse.fs import FileSystem, FsOptions
+from fuse.fs import FileSystem
+from fuse.mount_state import FsOptions
 from tests.sim import bank, fscked, hosts, kvcache, namespace, operators, settings, shared, synced, trees, workloads
 from tests.sim.canaries import planted
 from tests.sim.cells import CELLS, FILE_CELLS

@@ -17,7 +17,8 @@ from fs3.client.connect import connect
 from fs3.client.file import FileClient
 from fs3.errors import Code, FS3Error
 from fs3.ids import ROOT_INODE
-from fuse.fs import FileSystem, FsOptions
+from fuse.fs import FileSystem
+from fuse.mount_state import FsOptions
 from tests.sim.cluster import Process, Shape, SimEnv, SimulationError, World
 from tests.sim.fscked import check_again_and_again
 from tests.sim.load import Load

@@ -13,7 +13,8 @@ from fs3.client.mgmtd import MgmtdClient
 from fs3.ids import ROOT_INODE
 from fs3.rpc.client import RpcClient
 from fs3.settings import ClientSettings
-from fuse.fs import FileSystem, FsOptions
+from fuse.fs import FileSystem
+from fuse.mount_state import FsOptions
 from tests.unit.client.live import CHUNK_SIZE, MGMTD, Live
 
 

@@ -17,7 +17,8 @@ from fs3.client.file import ROOT_CALLER as ROOT
 from fs3.client.file import FileClient
 from fs3.errors import Code, FS3Error
 from fs3.ids import ROOT_INODE
-from fuse.fs import FileSystem, FsOptions
+from fuse.fs import FileSystem
+from fuse.mount_state import FsOptions
 from tests.unit.client.live import CHUNK_SIZE, Live
 
 THROUGH = FsOptions(read_ahead=8 * CHUNK_SIZE, read_cache=16 * CHUNK_SIZE, write_behind=0)

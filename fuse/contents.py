@@ -1,0 +1,220 @@
+"""Open files of a mount: reading, writing, closing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from fs3.api.meta import Access, Attr, Caller, atime_due
+from fs3.client.file import FileHandle
+from fs3.errors import Code, FS3Error
+
+from .cache import ReadWindow
+from .mount_state import MountState, OpenFile
+from .writebehind import WriteBehind
+
+_SET_ID = 0o6000
+
+_ACCESS = {os.O_RDONLY: Access.READ, os.O_WRONLY: Access.WRITE, os.O_RDWR: Access.READ_WRITE}
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What the kernel is told of a handle. direct_io: the kernel's pages are not used: for appending, since meta says where
+    the bytes land, and in strict mounts."""
+
+    handle: int
+    keep_cache: bool
+    direct_io: bool
+
+
+class Contents(MountState):
+    """Calls on open files."""
+
+    async def open(self, caller: Caller, inode: int, flags: int) -> Opened:
+        access = _access(flags)
+        truncate = bool(flags & os.O_TRUNC)
+        if truncate:
+            await self._settle(inode)
+        known = self._inodes.get(inode)
+        for name in known.names if known is not None and self._removing else ():
+            if name in self._removing:
+                await self._removing[name].wait()
+        self._opening += 1
+        try:
+            file = await self._client.open(caller, inode, access, truncate=truncate, append=bool(flags & os.O_APPEND))
+            self._note_open(file)
+        finally:
+            self._opening -= 1
+        if file.writable:
+            await self._read_ahead.settle(inode)
+        known = self._inodes.get(inode)
+        if known is not None and known.show(file.inode.view(file.inode.attr)):
+            # Another mount's change counts from this open on: the kernel would read no farther than the length it knows.
+            self._forget_attributes(inode)
+        return self._opened(file, flags)
+
+    async def create(self, caller: Caller, parent: int, name: bytes, mode: int, flags: int) -> tuple[Opened, Attr]:
+        if (parent, name) in self._removing:
+            await self._removing[parent, name].wait()
+        self._opening += 1
+        try:
+            file = await self._client.create(
+                caller, parent, name, mode, _access(flags), exclusive=bool(flags & os.O_EXCL),
+                truncate=bool(flags & os.O_TRUNC), append=bool(flags & os.O_APPEND),
+            )  # fmt: skip
+            known = self._inodes.told(file.inode.id, (parent, name))
+            if not file.inode.attr.xattrs:
+                known.bare_since = self._client.env.monotonic()
+            self._note_open(file)
+        finally:
+            self._opening -= 1
+        if file.created:
+            self._folders.changed(parent, file.inode.attr.ctime_ns)
+        elif file.writable:
+            await self._read_ahead.settle(file.inode.id)
+        attr = file.inode.view(file.inode.attr)
+        known.show(attr)
+        return self._opened(file, flags), attr
+
+    def _note_open(self, file: FileHandle) -> None:
+        """From now on the names of a file are those of an open one."""
+        attr = file.inode.attr
+        known = self._inodes.get(attr.inode)
+        if known is not None:
+            self._open_names.opened(attr.inode, known.names, attr.nlink, known.more)
+
+    def _opened(self, file: FileHandle, flags: int) -> Opened:
+        """Register a handle; decide whether the kernel may keep the pages that it has."""
+        state = file.inode
+        past_kernel = self._options.strict or bool(flags & os.O_APPEND)
+        direct = past_kernel or bool(flags & os.O_DIRECT)
+        entry = OpenFile(file, ReadWindow(), direct, bool(flags & os.O_DSYNC), state.attr.data_version)
+        if file.writable and self._options.write_behind and not direct:
+            buffer = self._buffered.get(state.id)
+            if buffer is None:
+                buffer = WriteBehind(self._client, self._nursery, state.chunk_size, self._options.write_behind)
+                self._buffered[state.id] = buffer
+            entry.writes = buffer
+            buffer.users += 1
+        version = state.attr.data_version
+        known = self._inodes.get(state.id)
+        keep = known is not None and known.cache_version == version
+        if not keep:
+            self._read_ahead.drop(state.id)
+            if known is not None:
+                known.cache_version = version
+        return Opened(self._files.add(entry), keep and not past_kernel, past_kernel)
+
+    async def read(self, handle: int, offset: int, length: int) -> memoryview:
+        """Bytes of a file; short only at its end."""
+        entry = self._files.get(handle)
+        entry.was_read = True
+        state = entry.file.inode
+        buffered = self._buffered.get(state.id) if self._buffered else None
+        if buffered is not None:
+            await buffered.before_read()
+        left = state.length - offset
+        if left <= 0 or (entry.direct and left < length):
+            await self._client.getattr(state.id)  # it may have become longer
+            left = state.length - offset
+            if left <= 0:
+                return memoryview(b"")
+        length = min(length, left)
+        if entry.direct:
+            into = memoryview(bytearray(length))
+            await self._client.read_chunks(state, offset, into)
+            return into[: max(0, state.length - offset)]  # others may have cut it
+        if entry.version != state.attr.data_version:
+            entry.version = state.attr.data_version
+            self._read_ahead.drop(state.id)  # somebody changed it: the kernel has learnt that, and reads anew
+        return await self._read_ahead.read(state, entry.window, offset, length)
+
+    async def write(self, handle: int, offset: int, data: bytes) -> int:
+        """Write all of `data`. For what holds then see FileClient.write, and fuse.writebehind where that is on."""
+        entry = self._files.get(handle)
+        state = entry.file.inode
+        if entry.writes is not None and not entry.sync:
+            await entry.writes.write(entry.file, offset, data)
+        else:
+            if self._buffered:
+                await self._drain(state.id)
+            mode = state.attr.mode
+            await self._client.write(entry.file, offset, data)
+            if mode & _SET_ID:
+                await self._client.flush(entry.file)  # which takes them away, unless root wrote
+                self._set_id_gone(state.id, mode, state.attr.mode)
+            if entry.sync:
+                await self._client.fsync(entry.file)
+            elif self._options.strict:
+                await self._client.flush(entry.file)
+        self._read_ahead.wrote(state, offset, len(data))
+        return len(data)
+
+    async def flush(self, handle: int) -> None:
+        """close(2) of a descriptor: errors of buffered writes show here, and the length is settled."""
+        entry = self._files.get(handle)
+        if entry.writes is not None:
+            await entry.writes.drain()
+        state = entry.file.inode
+        if state.dirty:
+            before, mode = state.attr.data_version, state.attr.mode
+            await self._client.flush(entry.file)
+            self._own_change(state.id, before, state.attr.data_version)
+            self._set_id_gone(state.id, mode, state.attr.mode)
+
+    async def fsync(self, handle: int) -> None:
+        entry = self._files.get(handle)
+        await self._drain(entry.file.inode.id)
+        await self._client.fsync(entry.file)
+
+    async def release(self, handle: int) -> None:
+        """The last descriptor is gone."""
+        entry = self._files.pop(handle)
+        state = entry.file.inode
+        if entry.was_read and self._options.atime:
+            attr = state.attr
+            if atime_due(attr.atime_ns, attr.mtime_ns, attr.ctime_ns, self._client.env.wall_ns()):
+                self._client.releases.touch(state.id)
+        before = state.attr.data_version
+        try:
+            if entry.writes is not None:
+                try:
+                    await entry.writes.drain()
+                finally:
+                    entry.writes.users -= 1
+                    if entry.writes.users == 0:
+                        self._buffered.pop(state.id, None)
+        finally:
+            if state.handles == 1:
+                self._read_ahead.drop(state.id)
+                self._open_names.closed(state.id)
+            await self._client.close(entry.file)
+            self._own_change(state.id, before, state.attr.data_version)
+
+    def _own_change(self, inode: int, before: int, after: int) -> None:
+        """A report of ours made the file's data_version grow: by one step, nobody else changed it, and pages stay good."""
+        known = self._inodes.get(inode)
+        if known is not None and known.cache_version == before and after == before + 1:
+            known.cache_version = after
+
+    def _set_id_gone(self, inode: int, before: int, after: int) -> None:
+        """Writing takes set-id bits from a file, of which the kernel leaves the whole to us."""
+        if before != after:
+            self._forget_attributes(inode)
+
+    async def close_all(self) -> None:
+        """Send what is buffered and end all sessions; for a clean stop with files still open."""
+        for entry in self._files.values():
+            try:
+                if entry.writes is not None:
+                    await entry.writes.drain()
+            finally:
+                await self._client.close(entry.file)
+
+
+def _access(flags: int) -> Access:
+    access = _ACCESS.get(flags & os.O_ACCMODE)
+    if access is None:
+        raise FS3Error(Code.INVALID, f"open flags {flags:o}")
+    return access

@@ -186,10 +186,13 @@ class StorageClient:
 
     # Reading
 
-    async def read(self, reads: Sequence[ChunkRead], *, deadline: float) -> list[int]:
+    async def read(
+        self, reads: Sequence[ChunkRead], *, deadline: float, errors: dict[int, FS3Error] | None = None
+    ) -> list[int]:
         """Fill every read's `into`; returns how many bytes each chunk really had there. The rest is zeroed.
 
-        Raises FS3Error(DEADLINE_EXCEEDED), naming the last error, when not all could be read in time.
+        Raises FS3Error(DEADLINE_EXCEEDED), naming the last error, when not all could be read in time. errors: takes the
+        errors of single reads, by their positions, instead of having the first one raised.
         """
         lengths = [0] * len(reads)
         pending: Sequence[int] = range(len(reads))
@@ -209,10 +212,18 @@ class StorageClient:
                 return lengths
             if retry is None:
                 retry = _Retry(self, f"read of {reads[failures[0].position].chunk}", deadline)
-            error = self._judge(routing, reads, failures, tried)
+            error = self._judge(routing, reads, failures, tried, errors)
+            pending = [failure.position for failure in failures if errors is None or failure.position not in errors]
             if error is not None:
-                await retry.pause(error, routing.version)
-            pending = [failure.position for failure in failures]
+                try:
+                    await retry.pause(error, routing.version)
+                except FS3Error as late:
+                    if errors is None:
+                        raise
+                    errors.update(dict.fromkeys(pending, late))
+                    return lengths
+            elif not pending:
+                return lengths
 
     def _plan(
         self,
@@ -324,17 +335,21 @@ class StorageClient:
         reads: Sequence[ChunkRead],
         failures: list[_Failure],
         tried: dict[int, frozenset[int]],
+        errors: dict[int, FS3Error] | None,
     ) -> FS3Error | None:
         """Decide what each failed read tries next. Returns the error to wait about; None when all can go on at once.
 
-        Raises the error of a read that cannot succeed.
+        The error of a read that cannot succeed goes to `errors`; without that it is raised.
         """
         wait: FS3Error | None = None
         for failure in failures:
             lost = failure.error.code is Code.DATA_LOST
             action = Action.ELSEWHERE if lost else action_for(failure.error)
             if action is Action.GIVE_UP:
-                raise failure.error
+                if errors is None:
+                    raise failure.error
+                errors[failure.position] = failure.error
+                continue
             if action is Action.ELSEWHERE:
                 serving = routing.chains[reads[failure.position].chain].serving()
                 if failure.error.code is Code.CHUNK_PENDING and failure.target != serving[-1]:
@@ -345,7 +360,10 @@ class StorageClient:
                     tried[failure.position] = others
                     continue
                 if lost:
-                    raise failure.error
+                    if errors is None:
+                        raise failure.error
+                    errors[failure.position] = failure.error
+                    continue
             tried.pop(failure.position, None)
             wait = failure.error
         return wait

@@ -236,6 +236,29 @@ async def test_what_cannot_succeed_is_raised_at_once(autojump_clock: trio.abc.Cl
     assert caught.value.code is Code.INVALID
 
 
+async def test_single_reads_fail_alone_where_that_is_asked_for(autojump_clock: trio.abc.Clock) -> None:
+    daemons = Daemons()
+    daemons.chunks = {ChunkId(5, index): bytes([index]) * 8 for index in range(3)}
+
+    def trouble(address: str, request: Any) -> Any:
+        reply, data = daemons._read(request)
+        lost = [index for index, entry in enumerate(request.ranges) if entry.chunk.index == 1]
+        results = list(reply.results)
+        for index in lost:
+            results[index] = ReadResult(int(Code.DATA_LOST), 0, 0, 0, (), "gone")
+            data = data[: index * 8] + data[index * 8 + 8 :]
+        return ReadReply(tuple(results)), data
+
+    daemons.trouble = trouble
+    into = bytearray(24)
+    reads = [ChunkRead(1, ChunkId(5, index), 0, memoryview(into)[index * 8 : index * 8 + 8]) for index in range(3)]
+    reads[2].chain = 9  # which there is not
+    errors: dict[int, FS3Error] = {}
+    lengths = await daemons.client.read(reads, deadline=trio.current_time() + 1, errors=errors)
+    assert lengths[0] == 8
+    assert {position: error.code for position, error in errors.items()} == {1: Code.DATA_LOST, 2: Code.DEADLINE_EXCEEDED}
+
+
 async def test_a_write_keeps_its_tag_when_the_head_changes(autojump_clock: trio.abc.Clock) -> None:
     daemons = Daemons()
     tags = []

@@ -1,6 +1,6 @@
-"""Runs the same workloads on fs3, on JuiceFS and on the plain disk in turn, and prints medians and ratios.
+"""Runs the same workloads on fs3, on its peers and on the plain disk in turn, and prints medians and ratios.
 
-    python tests/bench/compare.py [--systems fs3-r1,fs3-r3,juicefs,local] [--rows write-sequential,...] [--rounds 3] ...
+    python tests/bench/compare.py [--systems fs3-r1,juicefs,fs3-r3,moosefs,glusterfs,local] [--rows create,...] [--rounds 3] ...
 
 Each round starts every system afresh in an empty folder of the same disk, runs all rows on it in processes of their own,
 and removes it, so that slow drifts of the machine meet all systems alike. Dirty pages are written out before every row; the
@@ -23,12 +23,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from peers import GlusterFs, MooseFs
 from systems import BenchError, Fs3, JuiceFs, Local, System, cpu_seconds, find_juicefs
 from workloads import BY_NAME, ROWS, SKIPPED_EXIT, Row, Sizes
 
 ROW_TIMEOUT_S = 900.0
-SYSTEMS = ("fs3-r1", "fs3-r3", "juicefs", "local")
-REFERENCE = "juicefs"
+SYSTEMS = ("fs3-r1", "fs3-r3", "juicefs", "moosefs", "glusterfs", "local")
+PEERS = {"fs3-r1": ("juicefs",), "fs3-r3": ("juicefs", "moosefs", "glusterfs")}
+"""Whom a system is set against: one copy against one, three against three (and JuiceFS's one)."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class Result:
 def make_system(name: str, juicefs: str | None) -> System:
     if name == "local":
         return Local()
+    if name == "moosefs":
+        return MooseFs()
+    if name == "glusterfs":
+        return GlusterFs()
     if name == "juicefs":
         return JuiceFs(find_juicefs(juicefs))
     if name.startswith("fs3-r"):
@@ -152,19 +158,18 @@ def cpu_table(results: Sequence[Result], rows: Sequence[str], systems: Sequence[
 
 
 def table(results: Sequence[Result], rows: Sequence[str], systems: Sequence[str]) -> str:
-    """Markdown: one line per row with each system's median and its ratio to JuiceFS."""
+    """Markdown: one line per row with each system's median and the ratios to its peers."""
     middle = medians(results)
     units = {result.row: result.unit for result in results if result.unit}
-    compared = [name for name in systems if name != REFERENCE] if REFERENCE in systems else []
+    compared = [(name, peer) for name in systems for peer in PEERS.get(name.partition(":")[0], ()) if peer in systems]
     lines = [
-        "| row | unit | " + " | ".join(systems) + "".join(f" | {name}/{REFERENCE}" for name in compared) + " |",
+        "| row | unit | " + " | ".join(systems) + "".join(f" | {name}/{peer}" for name, peer in compared) + " |",
         "|---" * (2 + len(systems) + len(compared)) + "|",
     ]
     for row in rows:
         cells = [row, units.get(row, "")]
         cells += [_number(middle.get((row, name))) for name in systems]
-        reference = middle.get((row, REFERENCE))
-        cells += [_ratio(middle.get((row, name)), reference) for name in compared]
+        cells += [_ratio(middle.get((row, name)), middle.get((row, peer))) for name, peer in compared]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """Runs the same workloads on fs3, on its peers and on the plain disk in turn, and prints medians and ratios.
 
-    python tests/bench/compare.py [--systems fs3-r1,juicefs,fs3-r3,moosefs,glusterfs,local] [--rows create,...] [--rounds 3] ...
+    python tests/bench/compare.py [--systems fs3-r1,juicefs,fs3-r3,moosefs,glusterfs,local] [--rows create,...] ...
 
 Each round starts every system afresh in an empty folder of the same disk, runs all rows on it in processes of their own,
 and removes it, so that slow drifts of the machine meet all systems alike. Dirty pages are written out before every row; the

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import resource
 import secrets
 import time
 from collections.abc import Callable
@@ -38,6 +40,16 @@ class Env:
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back."""
         return trio.current_time()
+
+    def usage(self) -> tuple[float, int]:
+        """CPU seconds that this process has used, and the bytes of memory that it occupies now."""
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        try:
+            with open("/proc/self/statm", encoding="ascii") as file:
+                memory = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except OSError:
+            memory = used.ru_maxrss * 1024  # its most
+        return used.ru_utime + used.ru_stime, memory
 
     def client_id(self) -> int:
         """A fresh random id of a client incarnation, 63 bits, never 0."""

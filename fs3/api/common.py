@@ -59,4 +59,32 @@ class StatusReply:
 
 
 PING = Method(1, "ping", Empty, Empty)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsReply:
+    """All that a process counts and times, as one JSON object: see fs3.watching.figures."""
+
+    figures: str
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRequest:
+    """listener: a random number of who asks, the same each time. From the first time on operations are gathered, until
+    nobody has asked for a few seconds."""
+
+    listener: int
+
+
+@dataclass(frozen=True, slots=True)
+class TraceReply:
+    """The operations that have ended since the last time, as a JSON array of rows of fs3.watching. dropped: how many more
+    there were than are kept."""
+
+    operations: str
+    dropped: int
+
+
 STATUS = Method(2, "status", Empty, StatusReply)
+METRICS = Method(3, "metrics", Empty, MetricsReply)
+TRACE = Method(4, "trace", TraceRequest, TraceReply)

@@ -15,6 +15,7 @@ import trio
 from ..api.common import ErrorBody, Method, Rep, Req
 from ..env import Env
 from ..errors import Code, FS3Error, ProtocolError
+from ..metrics import Histogram
 from ..transport.base import Connection, Part
 from ..wire.codec import decode, encode
 from ..wire.frame import Frame, Kind
@@ -205,6 +206,7 @@ class RpcClient:
         self.env = env
         self.links: dict[str, _Link] = {}
         self.wakes_at = math.inf
+        self._timings: dict[int, Histogram] = {}  # of calls that were answered, by method id
         self._nursery = nursery
         self._opening: dict[str, _Opening] = {}
         self._all: set[_Link] = set()  # links with a reader, the retired ones included
@@ -243,6 +245,10 @@ class RpcClient:
             if deadline <= now:  # the connection was there in time, but our turn was not
                 raise _late(address)
         frame = await link.call(method.id, body, now, deadline, payload, into, FLAG_RELAYED if relayed else 0)
+        timing = self._timings.get(method.id)
+        if timing is None:
+            timing = self._timings[method.id] = self.env.metrics.timing(f"call.{method.name}")
+        timing.observe(int((self.env.monotonic() - now) * 1e9))
         if frame.kind is Kind.ERROR:
             raise decode(ErrorBody, frame.body).to_error()
         return decode(method.reply, frame.body), frame.payload if frame.payload is not None else _EMPTY

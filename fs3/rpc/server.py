@@ -20,10 +20,12 @@ from ..api.common import PING, Empty, ErrorBody, Method, Rep, Req
 from ..drive import drive
 from ..env import Env
 from ..errors import Code, FS3Error
+from ..metrics import Histogram
 from ..transport.base import Connection, Listener, Part
 from ..wire.codec import decode, encode
-from ..wire.frame import BODY_SIZE_MAX, PAYLOAD_SIZE_MAX, Frame, Kind
+from ..wire.frame import BODY_SIZE_MAX, FLAG_SHARED, PAYLOAD_SIZE_MAX, Frame, Kind
 from .client import FLAG_RELAYED
+from .watching import described, watch
 
 logger = logging.getLogger("fs3.rpc.server")
 
@@ -57,11 +59,12 @@ class ServerLimits:
 class Call:
     """A request as its handler sees it. deadline: env.monotonic() seconds; the handler is cancelled then."""
 
-    __slots__ = ("_session", "counted", "deadline", "frame", "later", "parts", "peer", "release")
+    __slots__ = ("_session", "arrived", "counted", "deadline", "frame", "later", "parts", "peer", "release")
 
-    def __init__(self, session: _Session, frame: Frame, deadline: float) -> None:
+    def __init__(self, session: _Session, frame: Frame, arrived: float) -> None:
         self.peer = session.connection.peer
-        self.deadline = deadline
+        self.arrived = arrived
+        self.deadline = arrived + frame.timeout_ms / 1000
         self.frame = frame
         self.parts: Sequence[Part] = ()
         self.release: Callable[[], None] | None = None
@@ -72,6 +75,10 @@ class Call:
     async def payload(self) -> memoryview:
         """The request's bulk data; empty where it has none."""
         return await self._session.connection.fetch(self.frame)
+
+    def room(self, size: int) -> memoryview | None:
+        """The caller's memory for the reply's payload, if it can be had: pass just that to reply_payload, or nothing of it."""
+        return self._session.connection.room(self.frame, size)
 
     def reply_payload(self, parts: Sequence[Part], release: Callable[[], None] | None = None) -> None:
         """Bulk data for the reply, once per call. release is called once, after it was sent or dropped."""
@@ -133,12 +140,25 @@ class RpcServer:
         self.env = env
         self.limits = limits
         self.handlers: dict[int, tuple[Method[Any, Any], Handler]] = {}
+        self.timings: dict[int, Histogram] = {}  # by method id
         self.handle(PING, _ping)
+        watch(self)
 
     def handle(self, method: Method[Req, Rep], handler: Callable[[Req, Call], Awaitable[Rep | Encoded | Later]]) -> None:
         """Let `handler` answer requests of `method`. What it raises goes to the caller: FS3Error as it is, else INTERNAL."""
         assert method.id not in self.handlers, f"two handlers for {method.name}"
         self.handlers[method.id] = (method, handler)
+        self.timings[method.id] = self.env.metrics.timing(f"rpc.{method.name}")
+
+    def note(self, call: Call, kind: Kind, body: bytes) -> None:
+        """A call was handled."""
+        method = call.frame.method
+        took_ns = int((self.env.monotonic() - call.arrived) * 1e9)
+        if method in self.timings:
+            self.timings[method].observe(took_ns)
+            if self.env.metrics.listeners:
+                told = described(self.handlers[method][0], call.frame.body, kind, body, call.peer, took_ns)
+                self.env.metrics.tell(told)
 
     async def serve(self, listener: Listener, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; handlers are cancelled with it. Closes the listener."""
@@ -191,8 +211,7 @@ class _Session:
 
     def admit(self, frame: Frame) -> Call:
         """Take a received frame into account."""
-        deadline = self.server.env.monotonic() + frame.timeout_ms / 1000
-        call = Call(self, frame, deadline)
+        call = Call(self, frame, self.server.env.monotonic())
         if not frame.flags & FLAG_RELAYED:
             self.count(1, frame.payload_length)
             call.counted = frame.payload_length
@@ -314,6 +333,7 @@ class _Worker:
             await session.room()
             waited_ms = (session.server.env.monotonic() - arrived) * 1000
             if waited_ms >= frame.timeout_ms:
+                session.connection.settle(frame)
                 session.server.env.metrics.count("rpc.deadline_exceeded")
                 return
             frame.timeout_ms -= int(waited_ms)
@@ -352,6 +372,7 @@ class _Worker:
             if body is None:
                 call.counted = None  # it goes on counting until it is answered
                 return
+            session.server.note(call, kind, body)
             parts = call.parts if kind is Kind.REPLY else ()
             if parts and call.counted is not None:
                 size = sum([len(part) for part in parts])
@@ -374,6 +395,8 @@ class _Worker:
                 session.count(-1, -call.counted)
             if call.release is not None:
                 call.release()
+            if call.frame.flags & FLAG_SHARED:
+                connection.settle(call.frame)
 
     async def _handle(self, call: Call) -> tuple[Kind, bytes | None]:
         """The kind and the body of the reply; no body where it comes later."""

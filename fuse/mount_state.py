@@ -15,6 +15,7 @@ from .cache import ReadWindow
 from .folders import Folders
 from .handles import HandleTable, InodeTable, Name, OpenNames
 from .readahead import KernelStore, ReadAhead
+from .watch import Watch
 from .writebehind import WriteBehind
 
 
@@ -54,6 +55,7 @@ class MountState:
         self._nursery = nursery
         self._options = options
         self._inodes = InodeTable()
+        self.watch = Watch(client.env.metrics, self._inodes)
         self._files: HandleTable[OpenFile] = HandleTable()
         self._open_names = OpenNames()
         self._folders = Folders()

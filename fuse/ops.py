@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import logging
 import stat
 from collections.abc import Callable, Coroutine, Sequence
+from time import perf_counter_ns
 from typing import Any, TypeVar, cast
 
 import pyfuse3
@@ -25,6 +27,7 @@ from .contents import Opened
 from .fs import FileSystem
 from .handshake import Handshake
 from .loop import RequestLoopTrio, Turn
+from .watch import Watch
 
 logger = logging.getLogger("fs3.fuse.ops")
 
@@ -51,21 +54,36 @@ F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
 def _posix(method: F) -> F:
-    """Turn what a handler raises into FUSEError."""
+    """Turn what a handler raises into FUSEError, and time it."""
+    name = method.__name__
+    parameters = tuple(inspect.signature(method).parameters)
 
     @functools.wraps(method)
     async def handler(*arguments: Any) -> Any:
+        watch: Watch = arguments[0].watch
+        watch.in_flight += 1
+        failed = 0
+        started_ns = perf_counter_ns()
         try:
             return await drive(method(*arguments), arguments[0].turn.blocked)
         except FS3Error as error:
             if error.code in _OPAQUE:
-                logger.error("%s: %s", method.__name__, error)
-            raise pyfuse3.FUSEError(error.errno) from None
-        except pyfuse3.FUSEError:
+                logger.error("%s: %s", name, error)
+            failed = error.errno
+            raise pyfuse3.FUSEError(failed) from None
+        except pyfuse3.FUSEError as error:
+            failed = error.errno
             raise
         except Exception:
-            logger.exception("%s%r failed", method.__name__, arguments[1:4])
-            raise pyfuse3.FUSEError(errno.EIO) from None
+            logger.exception("%s%r failed", name, arguments[1:4])
+            failed = errno.EIO
+            raise pyfuse3.FUSEError(failed) from None
+        finally:
+            took_ns = perf_counter_ns() - started_ns
+            watch.in_flight -= 1
+            watch.timings[name].observe(took_ns)
+            if watch.metrics.listeners:
+                watch.tell(name, took_ns, failed, parameters, arguments)
 
     return cast(F, handler)
 
@@ -86,6 +104,7 @@ class Operations(pyfuse3.Operations):
         self.attr_timeout_s = attr_timeout_s
         self._xattrs = xattrs
         self.turn = Turn()
+        self.watch = fs.watch
         self.enable_acl = xattrs  # which pyfuse3 asks for
 
     def _caller(self, ctx: pyfuse3.RequestContext) -> Caller:
@@ -213,22 +232,29 @@ class Operations(pyfuse3.Operations):
 
     @_posix
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        return _file_info(await self._fs.open(self._caller(ctx), inode, flags))
+        opened = await self._fs.open(self._caller(ctx), inode, flags)
+        self.watch.opened(opened.handle, ctx.pid, ctx.uid, inode)
+        return _file_info(opened)
 
     @_posix
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         opened, attr = await self._fs.create(self._caller(ctx), parent_inode, name, stat.S_IMODE(mode), flags)
+        self.watch.opened(opened.handle, ctx.pid, ctx.uid, attr.inode)
         return _file_info(opened), self._entry(attr)
 
     @_posix
     async def read(self, fh: int, off: int, size: int) -> memoryview:  # type: ignore[override]  # any buffer will do
-        return await self._fs.read(fh, off, size)
+        data = await self._fs.read(fh, off, size)
+        self.watch.read_bytes += len(data)
+        return data
 
     @_posix
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self._fs.write(fh, off, buf)
+        size = await self._fs.write(fh, off, buf)
+        self.watch.written_bytes += size
+        return size
 
     @_posix
     async def flush(self, fh: int) -> None:
@@ -240,11 +266,14 @@ class Operations(pyfuse3.Operations):
 
     @_posix
     async def release(self, fh: int) -> None:
+        self.watch.closed(fh)
         await self._fs.release(fh)
 
     @_posix
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        return await self._fs.opendir(self._caller(ctx), inode)
+        handle = await self._fs.opendir(self._caller(ctx), inode)
+        self.watch.opened(-handle, ctx.pid, ctx.uid, inode)
+        return handle
 
     @_posix
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -256,6 +285,7 @@ class Operations(pyfuse3.Operations):
 
     @_posix
     async def releasedir(self, fh: int) -> None:
+        self.watch.closed(-fh)
         await self._fs.releasedir(fh)
 
     @_posix

@@ -49,6 +49,7 @@ class Code(IntEnum):
     NOT_SUPPORTED = 318
     OUT_OF_RANGE = 319
     TEXT_BUSY = 320
+    NO_LOCKS = 321
     # 4xx: storage
     CHAIN_VERSION = 400
     NOT_HEAD = 401
@@ -128,6 +129,7 @@ _ERRNO = {
     Code.NOT_SUPPORTED: errno.EOPNOTSUPP,
     Code.OUT_OF_RANGE: errno.ERANGE,
     Code.TEXT_BUSY: errno.ETXTBSY,
+    Code.NO_LOCKS: errno.ENOLCK,
     Code.NO_SPACE: errno.ENOSPC,
 }
 

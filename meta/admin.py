@@ -34,6 +34,7 @@ from fs3.api.meta_admin import (
     TableUseRequest,
     UnusedIdsReply,
 )
+from fs3.api.meta_locks import LIST_LOCKS, ListLocksReply, ListLocksRequest
 from fs3.errors import Code, FS3Error
 from fs3.kv.base import Txn
 from fs3.kv.transact import transact
@@ -45,6 +46,7 @@ from .context import Context
 from .gc import Collector
 from .intents import Intents
 from .mend import mend
+from .ops import lock
 from .schema import (
     DIRECTORY,
     FILE,
@@ -78,6 +80,7 @@ class MetaAdmin:
     def bind(self, server: RpcServer) -> None:
         self._handle(server, LIST_SESSIONS, self.list_sessions)
         self._handle(server, PRUNE_SESSIONS, self.prune_sessions)
+        self._handle(server, LIST_LOCKS, self.list_locks)
         self._handle(server, GC_STATUS, self.gc_status)
         self._handle(server, LIST_TREES, self._collector.trees.list)
         self._handle(server, SET_LAYOUT, self.set_layout)
@@ -125,6 +128,9 @@ class MetaAdmin:
         if info is not None and info.alive:
             raise FS3Error(Code.BUSY, f"client {request.client} on {info.host} is alive: unmount it there")
         return PruneSessionsReply(await self._collector.end_sessions({request.client}))
+
+    async def list_locks(self, request: ListLocksRequest) -> ListLocksReply:
+        return await lock.list_locks(self._ctx.engine.transaction(), request)
 
     # Removed files
 

@@ -31,7 +31,7 @@ ROUNDS_MAX = 6
 PAUSE_S = 0.5
 PARTS_MAX = 1024
 
-_TAGS = (b"INOD", b"DENT", b"DSUB", b"DTIM", b"GCQ_", b"IBLK", b"INTN", b"SESS", b"STAT", b"TDIR", b"TREE", b"XATR")
+_TAGS = (b"INOD", b"DENT", b"DSUB", b"DTIM", b"GCQ_", b"IBLK", b"INTN", b"LOCK", b"SESS", b"STAT", b"TDIR", b"TREE", b"XATR")
 """What is read: inodes first, see Problem.ctime_ns. Records of requests have no rules; other keys may be mgmtd's."""
 
 

@@ -23,12 +23,14 @@ from .schema import (
     FILE,
     INODE_BLOCKS,
     INODE_DOOMED,
+    INODE_LOCKS,
     INODE_PENDING,
     INODE_XATTRS,
     STAT_INODES,
     Garbage,
     Inode,
     Intent,
+    Lock,
     Session,
     Tree,
     doomed_key_parts,
@@ -56,6 +58,7 @@ class Fault(Enum):
     DANGLING_SESSION = "a session of no inode"
     WRONG_PENDING = "an intent without its mark in the inode, or a mark without intent"
     DANGLING_XATTR = "an extended attribute of no inode, or of one that is not marked to have any"
+    DANGLING_LOCK = "a lock of no inode, or of one that is not marked to have any"
     WRONG_DOOM = "a directory that is marked as removed with its tree and not queued for that, or queued and not removed"
     REMOVED_ALIVE = "an inode that is queued for removal and still there"
     FOREIGN_ID = "an inode whose id was never handed out"
@@ -96,6 +99,7 @@ class Survey:
     times: set[int] = field(default_factory=set)
     subdirectories: dict[int, int] = field(default_factory=dict)
     xattrs: set[int] = field(default_factory=set)
+    locks: set[int] = field(default_factory=set)
     sessions: dict[int, int] = field(default_factory=dict)  # inode -> how many
     clients: Counter[int] = field(default_factory=Counter)  # client -> sessions
     intents: set[int] = field(default_factory=set)
@@ -152,6 +156,9 @@ class Survey:
             self.subdirectories[number] = unpack_counter(value)
         elif tag == "XATR":
             self.xattrs.add(number)
+        elif tag == "LOCK":
+            Lock.unpack(value)
+            self.locks.add(number)
         elif tag == "SESS":
             Session.unpack(value)
             _, client, _ = session_key_parts(key)
@@ -169,7 +176,7 @@ class Survey:
             raise ValueError("an unknown tag")
 
 
-_TAGS = frozenset({"DTIM", "DSUB", "XATR", "SESS", "INTN", "GCQ_", "IDEM"})
+_TAGS = frozenset({"DTIM", "DSUB", "XATR", "LOCK", "SESS", "INTN", "GCQ_", "IDEM"})
 
 
 def survey(pairs: Iterable[tuple[bytes, bytes]]) -> Survey:
@@ -273,6 +280,9 @@ def _satellites(found: Survey) -> Iterator[Finding]:
     marked = {number for number, inode in inodes.items() if inode.flags & INODE_XATTRS}
     for number in sorted(found.xattrs - marked):
         yield Finding(Fault.DANGLING_XATTR, number, f"an extended attribute of inode {number}, which has none")
+    locked = {number for number, inode in inodes.items() if inode.flags & INODE_LOCKS}
+    for number in sorted(found.locks - locked):
+        yield Finding(Fault.DANGLING_LOCK, number, f"a lock of inode {number}, which has none")
     for number in sorted({number for number, inode in inodes.items() if inode.flags & INODE_DOOMED} ^ found.doomed.keys()):
         text = f"directory {number}: " + ("no mark" if number in found.doomed else "no tree that it is removed with")
         if found.mine(number):

@@ -34,6 +34,7 @@ from .schema import (
     inode_key,
     inode_of_key,
     intent_key,
+    lock_key,
     session_key,
     session_key_parts,
     span,
@@ -227,13 +228,15 @@ class Collector:
             await self.end_sessions(dead & holders, share.has)
 
     async def _holders(self) -> set[int]:
-        """All clients that have sessions."""
+        """All clients that have sessions or locks."""
         found: set[int] = set()
-        await self._each_session(lambda inode, client, session, value: found.add(client))
+        for tag in (b"SESS", b"LOCK"):
+            await self._each(tag, lambda inode, client, session, value: found.add(client))
         return found
 
-    async def _each_session(self, visit: Callable[[int, int, int, bytes], None]) -> None:
-        begin, end = span(b"SESS")
+    async def _each(self, tag: bytes, visit: Callable[[int, int, int, bytes], None]) -> None:
+        """All sessions, or all locks."""
+        begin, end = span(tag)
         while True:
             pairs = await self._ctx.engine.transaction().get_range(begin, end, limit=PAGE, snapshot=True)
             for key, value in pairs:
@@ -244,19 +247,35 @@ class Collector:
             await trio.lowlevel.checkpoint()
 
     async def end_sessions(self, dead: set[int], wanted: Callable[[int], bool] = lambda inode: True) -> int:
-        """End the sessions of clients that are gone, of those inodes that are wanted; returns how many there were."""
+        """End the sessions and locks of clients that are gone, of those inodes that are wanted; returns how many there
+        were."""
         found: list[tuple[int, int, int, bytes]] = []
 
         def note(inode: int, client: int, session: int, value: bytes) -> None:
             if client in dead and wanted(inode):
                 found.append((inode, client, session, value))
 
-        await self._each_session(note)
+        await self._each(b"SESS", note)
         for inode, client, session, value in found:
             await self._end_session(inode, client, session, Session.unpack(value).hold)
+        # Whoever gets a lock next finds the files as their holder left them, lengths included: so locks end last.
+        sessions = len(found)
+        await self._each(b"LOCK", note)
+        await self._unlock([lock_key(inode, client, owner) for inode, client, owner, _ in found[sessions:]])
         if found:
-            logger.info("ended %d sessions of dead clients %s", len(found), sorted({client for _, client, _, _ in found}))
+            clients = sorted({client for _, client, _, _ in found})
+            logger.info("ended %d sessions and %d locks of dead clients %s", sessions, len(found) - sessions, clients)
         return len(found)
+
+    async def _unlock(self, keys: list[bytes]) -> None:
+        """Remove locks. Their inodes may be gone, and keep the mark where they are not."""
+        for at in range(0, len(keys), PAGE):
+
+            async def clear(txn: Txn, some: list[bytes] = keys[at : at + PAGE]) -> None:
+                for key in some:
+                    txn.clear(key)
+
+            await transact(self._ctx.engine, clear, env=self._ctx.env, idempotent=True)
 
     async def _end_session(self, number: int, client: int, session: int, hold: bool) -> None:
         """End one session; what its client wrote and did not report is found on the chains."""

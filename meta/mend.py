@@ -32,6 +32,7 @@ from .schema import (
     FILE,
     INODE_BLOCKS,
     INODE_DOOMED,
+    INODE_LOCKS,
     INODE_PENDING,
     INODE_XATTRS,
     INTENT_SETTLE,
@@ -43,6 +44,7 @@ from .schema import (
     garbage_key,
     inode_key,
     intent_key,
+    lock_key,
     pack_entry,
     pack_times,
     session_key,
@@ -408,6 +410,21 @@ async def _dangling_xattr(ctx: Context, txn: Txn, problem: Problem, repair: bool
     return mended("it is marked to have attributes")
 
 
+async def _dangling_lock(ctx: Context, txn: Txn, problem: Problem, repair: bool) -> Outcome:
+    begin, end = span(lock_key(problem.inode, 0, 0)[:12])
+    inode = await resolve.load(txn, problem.inode)
+    if (inode is not None and inode.flags & INODE_LOCKS) or not await txn.get_range(begin, end, limit=1):
+        return GONE
+    if not repair:
+        return FOUND
+    if inode is None:
+        txn.clear_range(begin, end)
+        return mended("its locks are removed")
+    inode.flags |= INODE_LOCKS
+    txn.set(inode_key(inode.id), inode.pack())
+    return mended("it is marked to have locks")
+
+
 async def _removed_alive(ctx: Context, txn: Txn, problem: Problem, repair: bool) -> Outcome:
     key = garbage_key(problem.inode)
     if await txn.get(key) is None or await resolve.load(txn, problem.inode) is None:
@@ -505,6 +522,7 @@ LOOKS: dict[Fault, Look] = {
     Fault.DANGLING_SESSION: _dangling_session,
     Fault.WRONG_PENDING: _wrong_pending,
     Fault.DANGLING_XATTR: _dangling_xattr,
+    Fault.DANGLING_LOCK: _dangling_lock,
     Fault.WRONG_DOOM: _wrong_doom,
     Fault.REMOVED_ALIVE: _removed_alive,
     Fault.FOREIGN_ID: _foreign_id,

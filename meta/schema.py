@@ -13,6 +13,8 @@ Keys are a 4-byte tag and ordered parts (fs3.kv.keys). Integers in values are li
     SESS  inode, client, session    Session: an open for writing, or a hold (a file open for reading whose last name was
                                     removed by its own mount). An inode without names lives until its last session ends.
                                     Those of a dead client are found by reading all SESS, which only its death causes.
+    LOCK  inode, client, owner      Lock: an advisory lock. INODE_LOCKS is set where an inode has, or had, any. Those of a
+                                    dead client end with its sessions.
     IDEM  client, channel           sequence u64, method u16, second u64, error u8, reply: what the last request of this
                                     channel came to, written by the transaction that did it.
     INTN  inode                     Intent: what has to be done to the file's chunks before anybody goes on with it.
@@ -54,8 +56,11 @@ INODE_SPARSE = 8
 INODE_DOOMED = 16
 """A directory that has lost its name with all that is in it: a TDIR is there."""
 
+INODE_LOCKS = 32
+"""LOCK keys may exist."""
+
 FORMAT = 1
-"""First byte of INOD, SESS, INTN, GCQ_ and TREE values; a reader refuses a greater one."""
+"""First byte of INOD, SESS, LOCK, INTN, GCQ_ and TREE values; a reader refuses a greater one."""
 FORMAT_ACL = 2
 """That of an INOD value with INODE_ACL, which a reader that knows no ACLs must refuse."""
 
@@ -64,6 +69,7 @@ _LENGTH = struct.Struct("<H")
 _DENTRY = struct.Struct("<QB")
 _TIMES = struct.Struct("<qq")
 _SESSION = struct.Struct("<BBIq")
+_LOCK = struct.Struct("<BBQQIq")
 _INTENT = struct.Struct("<BBqqQQ")
 _GARBAGE = struct.Struct("<BqIIIIQ16x")
 # 16 unused bytes: who removed it, once.
@@ -107,6 +113,14 @@ def session_key(inode: int, client: int, session: int) -> bytes:
 def session_key_parts(key: bytes) -> tuple[int, int, int]:
     """(inode, client, session) of a SESS key."""
     return int.from_bytes(key[4:12], "big"), int.from_bytes(key[12:20], "big"), int.from_bytes(key[20:28], "big")
+
+
+def lock_key(inode: int, client: int, owner: int) -> bytes:
+    return b"LOCK" + _U64_U64_U64(inode, client, owner)
+
+
+lock_key_parts = session_key_parts
+"""(inode, client, owner) of a LOCK key."""
 
 
 def record_key(client: int, channel: int) -> bytes:
@@ -294,6 +308,27 @@ class Session:
         if version != FORMAT:
             raise _newer("SESS", version)
         return Session(uid, bool(hold), since_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """An advisory lock of the bytes start <= at < end. uid: of who asked for it. since_ns: wall clock."""
+
+    exclusive: bool
+    start: int
+    end: int
+    uid: int
+    since_ns: int
+
+    def pack(self) -> bytes:
+        return _LOCK.pack(FORMAT, self.exclusive, self.start, self.end, self.uid, self.since_ns)
+
+    @staticmethod
+    def unpack(value: bytes) -> Lock:
+        version, exclusive, start, end, uid, since_ns = _LOCK.unpack(value)
+        if version != FORMAT:
+            raise _newer("LOCK", version)
+        return Lock(bool(exclusive), start, end, uid, since_ns)
 
 
 INTENT_TRUNCATE = 1

@@ -12,6 +12,7 @@ import trio
 
 from fs3.api import meta as api
 from fs3.api.common import Empty, Method
+from fs3.api.meta_locks import GET_LOCK, LOCK, LockReply, LockRequest
 from fs3.api.mgmtd import CLUSTER_CONFIG, GET_ROUTING, LIST_CLIENTS, ClientInfo, GetRoutingRequest
 from fs3.client.mgmtd import MgmtdClient
 from fs3.env import Env
@@ -30,7 +31,8 @@ from .gc import Collector, GcTimes
 from .idempotent import Tagged, mutate, read
 from .inode_ids import InodeIds
 from .intents import Intents
-from .ops import attr, create, lookup, readdir, rename, session, unlink, xattr
+from .lock_waits import LockWaits
+from .ops import attr, create, lock, lookup, readdir, rename, session, unlink, xattr
 from .schema import INODE_PENDING
 
 logger = logging.getLogger("fs3.meta.service")
@@ -69,6 +71,7 @@ class MetaService:
         self._intents = Intents(self.ctx, chunks, nursery, self._gone)
         self.collector = Collector(self.ctx, chunks, self._intents, self._clients, times)
         self._admin = MetaAdmin(self.ctx, self.collector, self._intents)
+        self._lock_waits = LockWaits(self.ctx, self._intents.complete)
         self._root_owner = root_owner
         self._formatted = False
 
@@ -81,6 +84,8 @@ class MetaService:
         self._reads(server, api.STATFS, lookup.statfs)
         self._reads(server, api.GETXATTR, xattr.getxattr)
         self._reads(server, api.LISTXATTR, xattr.listxattr)
+        server.handle(LOCK, self._guarded(self.lock))
+        server.handle(GET_LOCK, self._guarded(self._lock_waits.get))
         self._changes(server, api.MKNOD, create.mknod)
         self._changes(server, api.LINK, create.link)
         self._changes(server, api.REMOVE, unlink.remove)
@@ -201,6 +206,11 @@ class MetaService:
             await transact(ctx.engine, lambda txn: session.settle(ctx, txn, request.inode), env=ctx.env, idempotent=True)
             await complete(request.inode)
             return await mutate(ctx, api.APPEND, session.append, replace(request, length_hint=-1), complete)
+
+    async def lock(self, request: LockRequest) -> LockReply:
+        reply = await mutate(self.ctx, LOCK, lock.lock, request, self._intents.complete)
+        self._lock_waits.ended(request.inode)
+        return reply
 
     async def _settled(self, reply: WithAttr) -> WithAttr:
         """The reply once no intent is pending on its inode, with the attributes as they are then."""

@@ -61,7 +61,14 @@ async def connect(
             meta = MetaClient(env, rpc, mgmtd, client_id)
             storage = StorageClient(env, rpc, mgmtd, client_id, host)
             client = FileClient(env, meta, storage, mgmtd, registration.node)
-            registration.renewed = client.reopen_sessions
+            client.locks.sure_until = registration.sure_until
+
+            async def renewed() -> None:
+                async with trio.open_nursery() as both:
+                    both.start_soon(client.reopen_sessions)
+                    both.start_soon(client.locks.verify)
+
+            registration.renewed = renewed
             await client.use_settings(central.settings)
             central.apply = client.use_settings
             nursery.start_soon(client.run_reports)
@@ -103,6 +110,8 @@ class Registration:
         self._host = host
         self._central = central
         self._lease: Lease | None = None
+        self._sure_until = 0.0  # of the leases before the trusted one
+        self._trusted: Lease | None = None  # under which all is known to be as it was
         self._identity = identity
         self._predecessor = identity.last() if identity is not None else (0, 0)
 
@@ -112,6 +121,7 @@ class Registration:
         while True:
             try:
                 async with trio.open_nursery() as nursery:
+                    self._sure_until, self._trusted = self.sure_until(), None
                     self._lease = self._new_lease()
                     reply: RegisterReply = await nursery.start(self._lease.run)
                     self.node = reply.node
@@ -124,11 +134,17 @@ class Registration:
                     else:
                         started = True
                         task_status.started()
+                    self._trusted = self._lease
             except* FS3Error as group:
                 error = _only(group)
                 if not isinstance(error, FS3Error) or error.code is not Code.STALE_INCARNATION:
                     raise error from None
                 logger.warning("registration lost: %s", error)
+
+    def sure_until(self) -> float:
+        """Until when (env.monotonic()) nobody takes what this client has at meta, if no more heartbeat is answered. Under a
+        new registration that is said only when it was found out what was taken before it."""
+        return self._sure_until if self._trusted is None else max(self._sure_until, self._trusted.ends_at)
 
     async def end(self) -> None:
         """Tell mgmtd that this client stops."""

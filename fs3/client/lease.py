@@ -77,6 +77,11 @@ class Lease:
         """When (env.monotonic()) this node must have stopped serving, unless a heartbeat is answered before."""
         return self._sent_at + self._lease_s / 2
 
+    @property
+    def ends_at(self) -> float:
+        """Before when (env.monotonic()) mgmtd does not call this node dead, if no more heartbeat is answered."""
+        return self._sent_at + self._lease_s
+
     def holds(self) -> bool:
         """Whether it may serve now. For those that run right after a long stall, before run() could notice it."""
         return self._env.monotonic() < self.expires_at

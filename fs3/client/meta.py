@@ -11,7 +11,7 @@ from ..api.common import Method, Rep, Req
 from ..env import Env
 from ..errors import Code, FS3Error
 from ..ids import NodeKind, RequestTag
-from .channels import ChannelPool
+from .channels import Channel, ChannelPool
 from .retry import Action, Backoff, action_for
 from .storage import Caller, RoutingSource
 
@@ -87,6 +87,15 @@ class MetaClient:
         finally:
             self.changes += 1
             self._channels.give_back(channel, settled)
+
+    def lane(self) -> Channel:
+        """A channel for requests that are sent by call(): once a later one is answered, an earlier one whose outcome is not
+        known will not be done any more."""
+        return self._channels.take()
+
+    def end_lane(self, channel: Channel) -> None:
+        """Give back a lane whose last request was answered."""
+        self._channels.give_back(channel, True)
 
     def _address(self, tried: set[str]) -> str:
         """The daemon to ask: the one that answered last, as long as it lives and was not tried; "" when there is none."""

@@ -42,6 +42,7 @@ from ..api.meta import (
 )
 from ..env import Env
 from .inode import OpenInode
+from .locks import Locks
 from .meta import MetaClient
 from .releases import Releases
 from .storage import RoutingSource
@@ -66,6 +67,7 @@ class NameCalls:
         self._mgmtd = mgmtd
         self._inodes: dict[int, OpenInode] = {}  # those with open handles
         self.releases = Releases(meta, node)
+        self.locks = Locks(env, meta, node)
 
     async def lookup(self, caller: Caller, parent: int, name: bytes) -> Attr:
         return self._seen((await self._meta.call(LOOKUP, LookupRequest(caller, parent, name))).attr)

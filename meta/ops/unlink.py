@@ -11,6 +11,7 @@ from ..context import Context
 from ..schema import (
     DIRECTORY,
     FILE,
+    INODE_LOCKS,
     INODE_PENDING,
     INODE_XATTRS,
     STAT_INODES,
@@ -21,6 +22,7 @@ from ..schema import (
     garbage_key,
     inode_key,
     intent_key,
+    lock_key,
     pack_times,
     session_key,
     span,
@@ -43,6 +45,8 @@ def discard(ctx: Context, txn: Txn, inode: Inode) -> None:
     txn.atomic_add(STAT_INODES, -1)
     if inode.flags & INODE_XATTRS:
         txn.clear_range(*span(xattr_key(number, b"")))
+    if inode.flags & INODE_LOCKS:
+        txn.clear_range(*span(lock_key(number, 0, 0)[:12]))
     bound = inode.length
     if inode.flags & INODE_PENDING:
         txn.clear(intent_key(number))
@@ -61,6 +65,8 @@ def discard_directory(txn: Txn, inode: Inode) -> None:
     txn.atomic_add(STAT_INODES, -1)
     if inode.flags & INODE_XATTRS:
         txn.clear_range(*span(xattr_key(number, b"")))
+    if inode.flags & INODE_LOCKS:
+        txn.clear_range(*span(lock_key(number, 0, 0)[:12]))
 
 
 async def is_empty(txn: Txn, directory: int) -> bool:

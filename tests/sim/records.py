@@ -13,7 +13,22 @@ from meta.fsck import Fault, Survey, check, check_chunks, survey
 from tests.sim.cluster import SimulationError, World
 from tests.sim.tree import ROOT
 
-TAGS = (b"DENT", b"DSUB", b"DTIM", b"GCQ_", b"IBLK", b"IDEM", b"INOD", b"INTN", b"SESS", b"STAT", b"TDIR", b"TREE", b"XATR")
+TAGS = (
+    b"DENT",
+    b"DSUB",
+    b"DTIM",
+    b"GCQ_",
+    b"IBLK",
+    b"IDEM",
+    b"INOD",
+    b"INTN",
+    b"LOCK",
+    b"SESS",
+    b"STAT",
+    b"TDIR",
+    b"TREE",
+    b"XATR",
+)
 ATTEMPTS_MAX = 20
 CHANNELS_MAX = 24
 """Records of requests that one life of a client may leave: it has few requests out at once, but each that it gave up costs

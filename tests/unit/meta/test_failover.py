@@ -16,6 +16,7 @@ import trio
 from fs3.api import meta as api
 from fs3.api.common import Empty, Method
 from fs3.api.meta import Access, Attr, FileKind, RenameFlags, SessionRef, XattrMode
+from fs3.api.meta_locks import LOCK, LockInfo, LockMode, LockRequest
 from fs3.errors import FS3Error
 from fs3.ids import RequestTag
 from fs3.kv.memory import Fault, MemoryEngine, Operation
@@ -122,6 +123,23 @@ case("unlink-open", api.REMOVE)(_unlink(opened=True))
 case("unlink-held", api.REMOVE)(_unlink(hold=9))
 case("unlink-linked", api.REMOVE)(_unlink(linked=True))
 case("unlink-missing", api.REMOVE)(_unlink(name=b"missing"))
+
+
+def _lock(mode: LockMode, there: LockMode = LockMode.UNLOCKED) -> Prepare:
+    async def prepare(w: World) -> LockRequest:
+        attr = await w.written(R, b"f", DATA)
+        if there is not LockMode.UNLOCKED:
+            await w.call(LOCK, LockRequest(w.tag(), ROOT, CLIENT, attr.inode, 8, there))
+        if mode is LockMode.UNLOCKED:
+            await w.call(LOCK, LockRequest(w.tag(), ROOT, CLIENT, attr.inode, 9, LockMode.SHARED))
+        return LockRequest(TAG, ROOT, CLIENT, attr.inode, 9, mode)
+
+    return prepare
+
+
+case("lock", LOCK)(_lock(LockMode.EXCLUSIVE))
+case("lock-taken", LOCK)(_lock(LockMode.EXCLUSIVE, LockMode.SHARED))
+case("unlock", LOCK)(_lock(LockMode.UNLOCKED, LockMode.SHARED))
 
 
 @case("rmdir", api.REMOVE)
@@ -246,7 +264,7 @@ for _method, _make in ((api.APPEND, _append), (api.CLOSE, _close), (api.REPORT, 
     if _method is not api.RELEASE:
         case(f"{_name}-after-a-cut", _method, _method is not api.APPEND)(_writer(_make, cut=True))
 
-CHANGES = {method for method in vars(api).values() if isinstance(method, Method) and hasattr(method.request, "tag")}
+CHANGES = {method for method in (*vars(api).values(), LOCK) if isinstance(method, Method) and hasattr(method.request, "tag")}
 
 
 def test_no_changing_operation_is_left_out() -> None:
@@ -367,6 +385,8 @@ def _plain(reply: Any) -> Any:
         value = getattr(reply, field.name)
         if isinstance(value, Attr):
             reply = replace(reply, **{field.name: _plain_attr(value)})
+        elif isinstance(value, LockInfo):
+            reply = replace(reply, **{field.name: replace(value, since_ns=0)})
         elif field.name.endswith("_ns"):
             reply = replace(reply, **{field.name: 0})
     return reply
@@ -402,7 +422,7 @@ async def _state(w: World) -> Any:
         label.get(inode, ()): (_plain_attr(attr), w.chunks.read(attr) if attr.kind == FileKind.FILE else b"")
         for inode, attr in attrs.items()
     }
-    counts = {tag: len(await w.keys(tag)) for tag in (b"INOD", b"DENT", b"XATR", b"GCQ_", b"IDEM", b"DTIM")}
+    counts = {tag: len(await w.keys(tag)) for tag in (b"INOD", b"DENT", b"XATR", b"LOCK", b"GCQ_", b"IDEM", b"DTIM")}
     held = [(label.get(inode, ()), client, session) for inode, client, session in sessions]
     inodes = (await w.call(api.STATFS, Empty())).files
     return files, held, counts, inodes, (await w.getattr(R)).nlink, sum(map(len, w.chunks.chunks.values()))

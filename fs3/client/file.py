@@ -140,6 +140,11 @@ class FileClient(NameCalls):
         table = await table_when_known(self._mgmtd, attr.layout, self.settings.io_timeout / 1000)
         return await used_by(attr, attr.layout, table, self._storage)
 
+    @property
+    def storage(self) -> StorageClient:
+        """For those who read chunks of many files at once."""
+        return self._storage
+
     # Open files
 
     async def create(

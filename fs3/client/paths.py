@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from ..api.meta import Access, Attr, Caller, FileKind, RenameFlags
 from ..checksum import Buffer
 from ..errors import Code, FS3Error
 from ..ids import ROOT_INODE
+from .batch import Range, Result, fetch_batch, first_error, pieces, read_batch, write_batch
 from .file import FileClient, FileHandle
 
 SYMLINKS_MAX = 40
@@ -43,6 +45,10 @@ class AsyncFile:
     @property
     def inode(self) -> int:
         return self._handle.inode.id
+
+    @property
+    def handle(self) -> FileHandle:
+        return self._handle
 
     async def read_at(self, offset: int, length: int) -> memoryview:
         """Bytes at `offset`, fewer only at the end of the file."""
@@ -128,6 +134,11 @@ class Paths:
         parent, name = await self._parent(path)
         await self._client.remove(self._caller, parent, name, directory=True)
 
+    async def rmtree(self, path: str) -> None:
+        """Remove a directory with all that is in it: its name at once, the rest in the background."""
+        parent, name = await self._parent(path)
+        await self._client.rmtree(self._caller, parent, name)
+
     async def rename(self, path: str, new_path: str, flags: RenameFlags = RenameFlags.NONE) -> None:
         parent, name = await self._parent(path)
         new_parent, new_name = await self._parent(new_path)
@@ -151,6 +162,17 @@ class Paths:
 
     async def chown(self, path: str, uid: int | None = None, gid: int | None = None) -> None:
         await self._client.setattr(self._caller, (await self._resolve(path, True)).inode, uid=uid, gid=gid)
+
+    async def utime(self, path: str, atime_ns: int | None = None, mtime_ns: int | None = None) -> None:
+        """Set both times; None is now."""
+        inode = (await self._resolve(path, True)).inode
+        await self._client.setattr(
+            self._caller, inode, atime_ns=atime_ns, mtime_ns=mtime_ns, atime_now=atime_ns is None, mtime_now=mtime_ns is None
+        )
+
+    async def sync_folder(self, path: str) -> None:
+        """fsync of a directory: the names in it are on stable storage."""
+        await self._client.sync_attr((await self._resolve(path, True)).inode)
 
     async def truncate(self, path: str, length: int) -> None:
         await self._client.setattr(self._caller, (await self._resolve(path, True)).inode, length=length)
@@ -186,6 +208,10 @@ class Paths:
         handle = await self._client.open(self._caller, inode, access, truncate=truncate, append=append)
         return AsyncFile(self._client, handle)
 
+    async def open_inode(self, inode: int) -> AsyncFile:
+        """Open what AsyncFile.inode of an open file says, to read it."""
+        return AsyncFile(self._client, await self._client.open(self._caller, inode, Access.READ))
+
     async def read_file(self, path: str) -> bytes:
         """The whole content."""
         async with self.open(path) as file:
@@ -195,6 +221,40 @@ class Paths:
         """Make, or replace, a whole file."""
         async with self.open(path, "w") as file:
             await file.write_at(0, data)
+
+    # Many ranges at once
+
+    async def read_batch(self, items: Sequence[Range], into: Any, *, strict: bool = False) -> list[Result]:
+        """Read many ranges (path or open file, offset, length), in few requests for each storage daemon.
+
+        into: one writable buffer that takes them one behind the other, or a list of buffers, one for each. Returns how many
+        bytes each item has got (fewer than asked for only at the end of its file), or its FS3Error, which fails no other
+        item; strict: raises the first of these instead. A path is looked up and opened once in a batch: what others closed
+        before the call is seen. Raises ValueError, TypeError on buffers of no use.
+        """
+        results = await read_batch(self._client, self._caller, self.stat, items, pieces(items, into))
+        if strict and (error := first_error(results)) is not None:
+            raise error
+        return results
+
+    async def fetch_batch(
+        self, items: Sequence[tuple[str | AsyncFile, int, int | None]], *, strict: bool = False
+    ) -> list[memoryview | FS3Error]:
+        """As read_batch into fresh memory, for each item its own. Length None: to the end of the file."""
+        found = await fetch_batch(self._client, self._caller, self.stat, items)
+        if strict and (error := first_error(found)) is not None:
+            raise error
+        return found
+
+    async def write_batch(
+        self, items: Sequence[tuple[str | AsyncFile, int, Buffer]], *, strict: bool = False
+    ) -> list[Result]:
+        """Write many pieces (path or open file, offset, bytes), several at once and in no order. Returns how many bytes each
+        item wrote, or its FS3Error, as read_batch does. A file named by its path must exist and is opened once."""
+        results = await write_batch(self._client, self._caller, self.stat, items)
+        if strict and (error := first_error(results)) is not None:
+            raise error
+        return results
 
     # Resolving
 

@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TypeVar
 import trio
 
 from . import config as configuration
-from . import log
+from . import log, prometheus
 from .api.common import STATUS, Empty, StatusReply
 from .env import Env
 from .errors import Code, ConfigError, FS3Error
@@ -146,7 +146,10 @@ async def _until_signal(name: str, config: C, run: Callable[[C, Env, Callable[[s
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_at_signal, nursery.cancel_scope)
-            await run(config, Env(Transports()), started)
+            env = Env(Transports())
+            if address := getattr(config, "metrics", ""):
+                await nursery.start(prometheus.serve, env, address)
+            await run(config, env, started)
             nursery.cancel_scope.cancel()
     logger.info("%s stopped", name)
 

@@ -83,14 +83,15 @@ class Operation:
 class Metrics:
     """Named counters (only grow), gauges (set) and timings. Names are dotted, units last: `storage.read_bytes`.
 
-    Timings are named `part.operation`. in_flight: operations that have begun and not ended, by part.
-    listeners: called with each Operation that ends, while there are any; making one up costs more than counting.
+    Timings are named `part.operation`. listeners: called with each Operation that ends, while there are any; making one up
+    costs more than counting. sources: asked for more values when somebody looks.
     """
 
     counters: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     gauges: dict[str, float] = field(default_factory=dict)
     timings: dict[str, Histogram] = field(default_factory=dict)
     listeners: list[Callable[[Operation], None]] = field(default_factory=list)
+    sources: list[Callable[[], Mapping[str, float]]] = field(default_factory=list)
 
     def count(self, name: str, amount: int = 1) -> None:
         self.counters[name] += amount
@@ -112,7 +113,11 @@ class Metrics:
 
     def snapshot(self) -> dict[str, float]:
         """Counters and gauges by name."""
-        return {**self.counters, **self.gauges}
+        more = [source() for source in self.sources]
+        found = {**self.counters, **self.gauges}
+        for values in more:
+            found.update(values)
+        return found
 
     def timed(self) -> dict[str, tuple[int, dict[int, int]]]:
         """By name of a timing what all its operations took together, in ns, and its buckets."""

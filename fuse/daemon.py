@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import trio
 
-from fs3 import daemon
+from fs3 import control, daemon
 from fs3.cli.mounts import check_mount_point, is_stale, prepare_mount_point, unmount
 from fs3.client.connect import connect
 from fs3.client.file import FileClient
@@ -21,6 +22,7 @@ from fs3.config import option
 from fs3.env import Env
 from fs3.errors import ConfigError, FS3Error
 from fs3.settings import ClientSettings
+from fs3.watching import figures
 
 from . import guard, ops
 from .callers import Callers, groups_of_process
@@ -65,6 +67,7 @@ class MountConfig(ClientSettings):
     state: str = option(
         "", help="a file that tells the next mount after a crash which one it replaces: files are then settled at once"
     )
+    metrics: str = option("", help="HOST:PORT where Prometheus may fetch /metrics; none by default")
     host: str = option("", help="this machine's name, to prefer replicas on it; default: the host name")
 
 
@@ -129,10 +132,14 @@ async def _serve(
                     fs.use_options(_fs_options(config, settings))
                     await trio.to_thread.run_sync(_raise_read_ahead, mountpoint, settings.kernel_read_ahead)
 
+                def about() -> dict[str, Any]:
+                    return {"mount": mountpoint, "cluster": client.cluster, "pid": os.getpid(), **figures(env)}
+
                 client.on_settings = apply
                 ops.mount(handlers, mountpoint, _options(config, f"fs3:{client.cluster}"))
                 guarding = guard.start(mountpoint)
                 try:
+                    tasks.start_soon(control.serve, env, guard.device_of(mountpoint), about)
                     await _answer(handlers, client, mountpoint, fs, started, stop)
                 finally:
                     ops.detach()

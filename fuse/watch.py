@@ -45,10 +45,20 @@ class Watch:
         self.written_bytes = 0
         self.timings = _Timings(metrics)
         self._inodes = inodes
+        metrics.sources.append(self._values)
         # The kernel tells who it is only when something is opened. Directories by the negative of their handles, since those
         # are counted by themselves.
         self._openers: dict[int, Opener] = {}
         self._closing: dict[int, Opener] = {}
+
+    def _values(self) -> dict[str, float]:
+        self.metrics.counters["fuse.read_bytes"] = self.read_bytes
+        self.metrics.counters["fuse.written_bytes"] = self.written_bytes
+        return {
+            "fuse.in_flight": self.in_flight,
+            "fuse.open_handles": len(self._openers),
+            "fuse.known_inodes": len(self._inodes),
+        }
 
     def opened(self, handle: int, pid: int, uid: int, inode: int) -> None:
         self._openers[handle] = (f"{pid}:{uid}", inode)

@@ -50,6 +50,7 @@ class MetaConfig(MetaSettings):
     mgmtd: tuple[str, ...] = option(("tcp://127.0.0.1:7000",), help="addresses of all management daemons")
     data: str = option("/var/lib/fs3/meta", help="folder for its data, if the store is embedded")
     store: str = option("", help="store URL, such as fdb:/etc/foundationdb/fdb.cluster; embedded in `data` by default")
+    metrics: str = option("", help="HOST:PORT where Prometheus may fetch /metrics; none by default")
     root_uid: int = option(0, help="owner of the root directory, when it is made", at_least=0)
     root_gid: int = option(0, help="group of the root directory, when it is made", at_least=0)
 

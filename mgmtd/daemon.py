@@ -37,6 +37,7 @@ class MgmtdConfig(MgmtdSettings):
     host: str = option("", help="name of this machine, for people; its host name by default")
     data: str = option("/var/lib/fs3/mgmtd", help="folder for its data, if the store is embedded")
     store: str = option("", help="store URL, such as fdb:/etc/foundationdb/fdb.cluster; embedded in `data` by default")
+    metrics: str = option("", help="HOST:PORT where Prometheus may fetch /metrics; none by default")
     lease_ms: int = option(
         10_000, help="how long a daemon counts as alive after a heartbeat", unit="ms", at_least=200, at_most=600_000
     )

@@ -49,6 +49,7 @@ class StorageConfig(StorageSettings):
     listen: str = option("tcp://127.0.0.1:0", help="address to listen on; port 0 picks a free one")
     advertise: str = option("", help="address that others use for it, where that is not the one it listens on")
     host: str = option("", help="name of this machine; its host name by default")
+    metrics: str = option("", help="HOST:PORT where Prometheus may fetch /metrics; none by default")
     tags: tuple[str, ...] = option((), help="labels such as rack=r7: replicas are spread over the racks that these name")
     targets_per_disk: int = option(4, help="targets of each disk; more are made when it grows", at_least=1, at_most=99)
     direct_io: bool = option(

@@ -1,0 +1,123 @@
+"""The control door of a mount: a socket of this machine, by which `fs3 stats` and `fs3 profile` ask its daemon.
+
+It has no place in the file system, so nothing is left of it when the daemon is killed: its name is made of the number
+that the kernel gives the mount. Who asks sends one JSON object a line, `{"ask": "metrics"}` or `{"ask": "trace"}`, and gets one back.
+Both sides make sure of each other by their user ids: a daemon answers its own user and root.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from .env import Env
+from .watching import Listener
+
+logger = logging.getLogger("fs3.control")
+
+LINE_MAX = 4096
+"""Bytes of a question."""
+CONNECTIONS_MAX = 16
+ANSWER_S = 10.0
+"""In which an answer must have been taken."""
+_CREDENTIALS = struct.Struct("3i")
+
+
+def door(device: str) -> str:
+    """The address of the door of a mount. device: the mount's `major:minor`."""
+    return f"\0fs3-mount-{device}"
+
+
+def peer_uid(sock: socket.socket | trio.socket.SocketType) -> int:
+    """Who is at the other end."""
+    uid: int = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[1]
+    return uid
+
+
+async def serve(env: Env, device: str, figures: Callable[[], dict[str, Any]]) -> None:
+    """Answer at the door of the mount with this number until cancelled. figures: what `metrics` answers. A door that cannot
+    be opened is missed by nobody but tools: one line in the log."""
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            await sock.bind(door(device))
+            sock.listen(CONNECTIONS_MAX)
+        except OSError as error:
+            logger.warning("`fs3 stats` will not reach this mount: its control socket cannot be had: %s", error.strerror)
+            return
+        limit = trio.CapacityLimiter(CONNECTIONS_MAX)
+        async with trio.open_nursery() as nursery:
+            while True:
+                try:
+                    peer, _ = await sock.accept()
+                except OSError as error:
+                    logger.info("control socket: %s", error.strerror)
+                    await trio.sleep(1.0)
+                    continue
+                nursery.start_soon(_visit, env, peer, figures, limit)
+
+
+async def _visit(
+    env: Env, peer: trio.socket.SocketType, figures: Callable[[], dict[str, Any]], limit: trio.CapacityLimiter
+) -> None:
+    with peer:
+        try:
+            limit.acquire_nowait()
+        except trio.WouldBlock:
+            return
+        try:
+            await _answer(env, trio.SocketStream(peer), figures)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+            logger.debug("control socket: %s", error)
+        finally:
+            limit.release()
+
+
+async def _answer(env: Env, stream: trio.SocketStream, figures: Callable[[], dict[str, Any]]) -> None:
+    uid = peer_uid(stream.socket)
+    if uid not in (0, os.geteuid()):
+        await _send(stream, {"error": f"only root and the user who mounted it (uid {os.geteuid()}) may ask this mount"})
+        return
+    listener: Listener | None = None
+    rest = b""
+    try:
+        while True:
+            while b"\n" not in rest:
+                more = await stream.receive_some(LINE_MAX)
+                rest += more
+                if not more or len(rest) > LINE_MAX:
+                    return
+            line, _, rest = rest.partition(b"\n")
+            asked = _asked(line)
+            if asked == "metrics":
+                await _send(stream, figures())
+            elif asked == "trace":
+                listener = listener or Listener(env)
+                rows, dropped = listener.take()
+                await _send(stream, {"operations": rows, "dropped": dropped})
+            else:
+                await _send(stream, {"error": 'expected {"ask": "metrics"} or {"ask": "trace"}'})
+    finally:
+        if listener is not None:
+            listener.close()
+
+
+def _asked(line: bytes) -> Any:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found.get("ask") if isinstance(found, dict) else None
+
+
+async def _send(stream: trio.SocketStream, answer: dict[str, Any]) -> None:
+    with trio.move_on_after(ANSWER_S) as scope:
+        await stream.send_all(json.dumps(answer).encode() + b"\n")
+    if scope.cancelled_caught:
+        raise trio.BrokenResourceError("the answer was not taken")

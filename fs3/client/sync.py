@@ -4,16 +4,20 @@
         with fs.open("/dir/file", "w") as file:
             file.write(b"bytes")
 
-Any number of threads may use one FileSystem; their calls run at the same time.
+Any number of threads may use one FileSystem; their calls run at the same time. In a process that was forked from the one
+that connected, it connects again by itself, and files that were open for reading are opened again. A pickled FileSystem
+becomes the one that `shared` gives.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
 import trio
@@ -24,39 +28,60 @@ from ..env import Env
 from ..errors import Code, FS3Error
 from ..transport.base import Transport
 from ..transport.registry import Transports
+from .batch import Result
 from .connect import connect as connect_async
 from .paths import AsyncFile, Paths
 
 T = TypeVar("T")
 
+CONNECT_S = 30.0
+"""How long a shared client waits for mgmtd to answer."""
+EXIT_S = 5.0
+"""How long the end of a program waits for its shared clients to say goodbye to the cluster."""
+
 
 class _Loop:
-    """A thread that runs trio with a client in it, until stopped."""
+    """A thread of this process that runs trio with a client in it, until stopped."""
 
     def __init__(self, addresses: Sequence[str], transport: Transport, caller: Caller | None) -> None:
+        self.pid = os.getpid()
         self._addresses = addresses
         self._transport = transport
         self._caller = caller
+        self._starting = threading.Lock()
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._stop = trio.Event()
+        self._scope = trio.CancelScope()
         self.paths: Paths | None = None
         self._thread = threading.Thread(target=self._run, name="fs3-client", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-        self._ready.wait()
+    def start(self, timeout_s: float | None) -> None:
+        """Connect, unless that is done; raises what connecting met."""
+        with self._starting:
+            if not self._ready.is_set():
+                self._thread.start()
+                if not self._ready.wait(timeout_s):
+                    self.give_up()
         if self._error is not None:
             raise self._error
 
-    def stop(self) -> None:
+    def give_up(self) -> None:
+        """Nobody answers."""
         assert self._token is not None
-        try:
-            trio.from_thread.run_sync(self._stop.set, trio_token=self._token)
-        except trio.RunFinishedError:
-            pass  # it ended by itself, with the error raised below
+        trio.from_thread.run_sync(self._scope.cancel, trio_token=self._token)
         self._thread.join()
+        where = ", ".join(self._addresses)
+        self._error = self._error or FS3Error(Code.DEADLINE_EXCEEDED, f"no management daemon answers at {where}")
+
+    def stop(self, timeout_s: float | None = None) -> None:
+        if self._token is not None:
+            try:
+                trio.from_thread.run_sync(self._stop.set, trio_token=self._token)
+            except trio.RunFinishedError:
+                pass  # it ended by itself, with the error raised below
+            self._thread.join(timeout_s)
         if self._error is not None:
             raise self._error
 
@@ -64,7 +89,8 @@ class _Loop:
         try:
             return trio.from_thread.run(function, *arguments, trio_token=self._token)
         except (trio.RunFinishedError, trio.Cancelled):
-            raise FS3Error(Code.SHUTTING_DOWN, "this client is closed") from None
+            why = f"has ended: {self._error}" if self._error is not None else "is closed"
+            raise FS3Error(Code.SHUTTING_DOWN, f"this client {why}") from None
 
     def _run(self) -> None:
         try:
@@ -76,21 +102,39 @@ class _Loop:
 
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
-        async with connect_async(Env(self._transport), self._addresses, socket.gethostname()) as client:
-            self.paths = Paths(client, self._caller)
-            self._ready.set()
-            await self._stop.wait()
+        with self._scope:
+            async with connect_async(Env(self._transport), self._addresses, socket.gethostname()) as client:
+                self.paths = Paths(client, self._caller)
+                self._ready.set()
+                await self._stop.wait()
 
 
 class File(io.RawIOBase):
     """An open file with a position, as io.RawIOBase has it. Wrap it with io.BufferedReader for small reads."""
 
-    def __init__(self, loop: _Loop, file: AsyncFile, mode: str) -> None:
+    def __init__(self, fs: FileSystem, file: AsyncFile, mode: str) -> None:
         super().__init__()
-        self._loop = loop
+        self._fs = fs
+        self._pid = os.getpid()
         self._file = file
         self._mode = mode
         self._position = 0
+
+    def _call(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Run function(file, *arguments)."""
+        file = self.opened()
+        return self._fs.call(function, file, *arguments)
+
+    def opened(self) -> AsyncFile:
+        """The file as open in this process."""
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+        if self._pid != os.getpid():
+            if self.writable():
+                raise FS3Error(Code.BAD_HANDLE, "opened for writing before a fork; open it in the process that writes it")
+            self._file = self._fs.call(self._fs.paths.open_inode, self._file.inode)
+            self._pid = os.getpid()
+        return self._file
 
     def readable(self) -> bool:
         return self._mode[0] == "r" or "+" in self._mode
@@ -103,7 +147,7 @@ class File(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         with memoryview(buffer).cast("B") as into:
-            count = self._loop.call(self._file.read_into, self._position, into)
+            count = self._call(AsyncFile.read_into, self._position, into)
         self._position += count
         return count
 
@@ -114,17 +158,17 @@ class File(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         with memoryview(data).cast("B") as view:
-            count = self._loop.call(self._file.write_at, self._position, view)
+            count = self._call(AsyncFile.write_at, self._position, view)
         self._position = self.stat().length if self._mode[0] == "a" else self._position + count
         return count
 
     def pread(self, length: int, offset: int) -> bytes:
         """Read at an offset, leaving the position alone."""
-        return bytes(self._loop.call(self._file.read_at, offset, length))
+        return bytes(self._call(AsyncFile.read_at, offset, length))
 
     def pwrite(self, data: Buffer, offset: int) -> int:
         """Write at an offset, leaving the position alone."""
-        return self._loop.call(self._file.write_at, offset, data)
+        return self._call(AsyncFile.write_at, offset, data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position}.get(whence)
@@ -139,20 +183,21 @@ class File(io.RawIOBase):
 
     def truncate(self, size: int | None = None) -> int:
         length = self._position if size is None else size
-        self._loop.call(self._file.truncate, length)
+        self._call(AsyncFile.truncate, length)
         return length
 
     def sync(self) -> None:
         """fsync."""
-        self._loop.call(self._file.sync)
+        self._call(AsyncFile.sync)
 
     def stat(self) -> Attr:
-        return self._loop.call(self._file.stat)
+        return self._call(AsyncFile.stat)
 
     def close(self) -> None:
         if not self.closed:
             try:
-                self._loop.call(self._file.close)
+                if self._pid == os.getpid():  # else it is the other process's to close
+                    self._call(AsyncFile.close)
             finally:
                 super().close()
 
@@ -160,62 +205,143 @@ class File(io.RawIOBase):
 class FileSystem:
     """Calls by path; see fs3.client.paths.Paths, whose methods these are, blocking."""
 
-    def __init__(self, loop: _Loop) -> None:
-        assert loop.paths is not None
-        self._loop = loop
-        self._paths = loop.paths
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        transport: Transport | None = None,
+        caller: Caller | None = None,
+        *,
+        timeout_s: float | None = None,
+        ends_with_process: bool = False,
+    ) -> None:
+        """Connects at the first call, in each process. timeout_s: how long that may take. The others: as of `connect`."""
+        self.addresses = tuple(addresses)
+        self._transport = transport
+        self._caller = caller
+        self._timeout_s = timeout_s
+        self._ends_with_process = ends_with_process
+        self._loops: dict[int, _Loop] = {}  # by process; those of parents stay: their tasks must not be cleaned up here
+        self._closed = False
+
+    def start(self) -> _Loop:
+        """Connect, unless this process has. Raises DEADLINE_EXCEEDED where nobody answers in time."""
+        if self._closed:
+            raise FS3Error(Code.SHUTTING_DOWN, "this client is closed")
+        pid = os.getpid()
+        loop = self._loops.get(pid)
+        if loop is None:
+            fresh = _Loop(self.addresses, self._transport if self._transport is not None else Transports(), self._caller)
+            loop = self._loops.setdefault(pid, fresh)
+            if loop is fresh and self._ends_with_process:
+                Finalize(None, fresh.stop, (EXIT_S,), exitpriority=0)
+        if loop.paths is None:
+            try:
+                loop.start(self._timeout_s)
+            except BaseException:
+                if self._loops.get(pid) is loop:
+                    del self._loops[pid]  # the next call tries again
+                raise
+        return loop
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """End it; close all files before. What a forked process does here does not touch the other's."""
+        self._closed = True
+        loop = self._loops.get(os.getpid())
+        if loop is not None:
+            loop.stop(timeout_s)
+
+    def call(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Run function(*arguments) where the client runs."""
+        return self.start().call(function, *arguments)
+
+    @property
+    def paths(self) -> Paths:
+        """For functions that run by `call`."""
+        paths = self.start().paths
+        assert paths is not None
+        return paths
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        assert self._transport is None, "only clients of the usual transports can be pickled"
+        return shared, (self.addresses, self._caller)
 
     def open(self, path: str, mode: str = "r", permissions: int = 0o666) -> File:
-        file = self._loop.call(self._paths.open_file, path, mode, permissions)
-        return File(self._loop, file, mode.replace("b", ""))
+        file = self.call(self.paths.open_file, path, mode, permissions)
+        return File(self, file, mode.replace("b", ""))
 
     def stat(self, path: str) -> Attr:
-        return self._loop.call(self._paths.stat, path)
+        return self.call(self.paths.stat, path)
 
     def exists(self, path: str) -> bool:
-        return self._loop.call(self._paths.exists, path)
+        return self.call(self.paths.exists, path)
 
     def listdir(self, path: str = "/") -> list[str]:
-        return self._loop.call(self._paths.listdir, path)
+        return self.call(self.paths.listdir, path)
 
     def scan(self, path: str = "/") -> list[tuple[bytes, Attr]]:
-        return self._loop.call(self._paths.scan, path)
+        return self.call(self.paths.scan, path)
 
     def mkdir(self, path: str, mode: int = 0o777) -> None:
-        self._loop.call(self._paths.mkdir, path, mode)
+        self.call(self.paths.mkdir, path, mode)
 
     def makedirs(self, path: str, mode: int = 0o777) -> None:
-        self._loop.call(self._paths.makedirs, path, mode)
+        self.call(self.paths.makedirs, path, mode)
 
     def unlink(self, path: str) -> None:
-        self._loop.call(self._paths.unlink, path)
+        self.call(self.paths.unlink, path)
 
     def rmdir(self, path: str) -> None:
-        self._loop.call(self._paths.rmdir, path)
+        self.call(self.paths.rmdir, path)
+
+    def rmtree(self, path: str) -> None:
+        self.call(self.paths.rmtree, path)
 
     def rename(self, path: str, new_path: str) -> None:
-        self._loop.call(self._paths.rename, path, new_path)
+        self.call(self.paths.rename, path, new_path)
 
     def symlink(self, target: str, path: str) -> None:
-        self._loop.call(self._paths.symlink, target, path)
+        self.call(self.paths.symlink, target, path)
 
     def readlink(self, path: str) -> str:
-        return self._loop.call(self._paths.readlink, path)
+        return self.call(self.paths.readlink, path)
 
     def link(self, path: str, new_path: str) -> None:
-        self._loop.call(self._paths.link, path, new_path)
+        self.call(self.paths.link, path, new_path)
 
     def chmod(self, path: str, mode: int) -> None:
-        self._loop.call(self._paths.chmod, path, mode)
+        self.call(self.paths.chmod, path, mode)
+
+    def utime(self, path: str, atime_ns: int | None = None, mtime_ns: int | None = None) -> None:
+        self.call(self.paths.utime, path, atime_ns, mtime_ns)
+
+    def sync_folder(self, path: str) -> None:
+        self.call(self.paths.sync_folder, path)
 
     def truncate(self, path: str, length: int) -> None:
-        self._loop.call(self._paths.truncate, path, length)
+        self.call(self.paths.truncate, path, length)
 
     def read_file(self, path: str) -> bytes:
-        return self._loop.call(self._paths.read_file, path)
+        return self.call(self.paths.read_file, path)
 
     def write_file(self, path: str, data: Buffer) -> None:
-        self._loop.call(self._paths.write_file, path, data)
+        self.call(self.paths.write_file, path, data)
+
+    def read_batch(self, items: Sequence[tuple[str | File, int, int]], into: Any, *, strict: bool = False) -> list[Result]:
+        paths = self.paths
+        opened = [(source if isinstance(source, str) else source.opened(), at, length) for source, at, length in items]
+        return self.call(lambda: paths.read_batch(opened, into, strict=strict))
+
+    def fetch_batch(
+        self, items: Sequence[tuple[str | File, int, int | None]], *, strict: bool = False
+    ) -> list[memoryview | FS3Error]:
+        paths = self.paths
+        opened = [(source if isinstance(source, str) else source.opened(), at, length) for source, at, length in items]
+        return self.call(lambda: paths.fetch_batch(opened, strict=strict))
+
+    def write_batch(self, items: Sequence[tuple[str | File, int, Buffer]], *, strict: bool = False) -> list[Result]:
+        paths = self.paths
+        opened = [(source if isinstance(source, str) else source.opened(), at, data) for source, at, data in items]
+        return self.call(lambda: paths.write_batch(opened, strict=strict))
 
 
 @contextmanager
@@ -224,9 +350,21 @@ def connect(
 ) -> Iterator[FileSystem]:
     """A client of the cluster whose mgmtd daemons are at `addresses`. caller: whose rights count, those of this process
     by default. Close all files before leaving."""
-    loop = _Loop(addresses, transport if transport is not None else Transports(), caller)
-    loop.start()
+    fs = FileSystem(addresses, transport, caller)
     try:
-        yield FileSystem(loop)
+        fs.start()
+        yield fs
     finally:
-        loop.stop()
+        fs.close()
+
+
+_shared: dict[tuple[tuple[str, ...], Caller | None], FileSystem] = {}
+
+
+def shared(addresses: Sequence[str], caller: Caller | None = None) -> FileSystem:
+    """The client of that cluster that all of this process shares: it connects at its first call, and ends with it."""
+    key = tuple(addresses), caller
+    found = _shared.get(key)
+    if found is None:
+        found = _shared.setdefault(key, FileSystem(addresses, None, caller, timeout_s=CONNECT_S, ends_with_process=True))
+    return found

@@ -118,7 +118,7 @@ class ClientSettings:
         4 * _MIB, unit="bytes", at_least=0, help="the kernel's own read-ahead on this mount (set when root)"
     )
     write_buffer: int = option(
-        32 * _MIB, unit="bytes", at_least=1, help="with write_behind: how much of one file may wait in memory"
+        32 * _MIB, unit="bytes", at_least=1, help="with write_behind: how much may wait in memory, of all files"
     )
     io_timeout: int = option(
         30_000,

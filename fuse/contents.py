@@ -93,10 +93,12 @@ class Contents(MountState):
         if file.writable and self._options.write_behind and not direct:
             buffer = self._buffered.get(state.id)
             if buffer is None:
-                buffer = WriteBehind(self._client, self._nursery, state.chunk_size, self._options.write_behind)
+                buffer = WriteBehind(self._client, self._nursery, state.chunk_size, self._write_buffers)
                 self._buffered[state.id] = buffer
             entry.writes = buffer
             buffer.users += 1
+        if state.id in self._buffered:
+            entry.told = self._buffered[state.id].opened()
         version = state.attr.data_version
         known = self._inodes.get(state.id)
         keep = known is not None and known.cache_version == version
@@ -135,10 +137,10 @@ class Contents(MountState):
         entry = self._files.get(handle)
         state = entry.file.inode
         if entry.writes is not None and not entry.sync:
-            await entry.writes.write(entry.file, offset, data)
+            await entry.writes.write(entry.file, entry.told, offset, data)
         else:
             if self._buffered:
-                await self._drain(state.id)
+                await self._drain(entry)
             mode = state.attr.mode
             await self._client.write(entry.file, offset, data)
             if mode & _SET_ID:
@@ -155,7 +157,7 @@ class Contents(MountState):
         """close(2) of a descriptor: errors of buffered writes show here, and the length is settled."""
         entry = self._files.get(handle)
         if entry.writes is not None:
-            await entry.writes.drain()
+            await entry.writes.drain(entry.told)
         state = entry.file.inode
         if state.dirty:
             before, mode = state.attr.data_version, state.attr.mode
@@ -165,7 +167,7 @@ class Contents(MountState):
 
     async def fsync(self, handle: int) -> None:
         entry = self._files.get(handle)
-        await self._drain(entry.file.inode.id)
+        await self._drain(entry)
         await self._client.fsync(entry.file)
 
     async def release(self, handle: int) -> None:
@@ -180,7 +182,7 @@ class Contents(MountState):
         try:
             if entry.writes is not None:
                 try:
-                    await entry.writes.drain()
+                    await entry.writes.drain(entry.told)
                 finally:
                     entry.writes.users -= 1
                     if entry.writes.users == 0:
@@ -208,7 +210,7 @@ class Contents(MountState):
         for entry in self._files.values():
             try:
                 if entry.writes is not None:
-                    await entry.writes.drain()
+                    await entry.writes.drain(entry.told)
             finally:
                 await self._client.close(entry.file)
 

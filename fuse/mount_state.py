@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -16,7 +16,7 @@ from .folders import Folders
 from .handles import HandleTable, InodeTable, Name, OpenNames
 from .readahead import KernelStore, ReadAhead
 from .watch import Watch
-from .writebehind import WriteBehind
+from .writebehind import Told, WriteBehind, WriteBuffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class OpenFile:
     sync: bool
     version: int
     writes: WriteBehind | None = None
+    told: Told = field(default_factory=Told)
     was_read: bool = False
 
 
@@ -62,12 +63,14 @@ class MountState:
         self._opening = 0  # opens whose answer has not come
         self._removing: dict[Name, trio.Event] = {}  # names that are being removed without a hold
         self._read_ahead = ReadAhead(client, nursery, options.read_ahead, options.read_cache)
+        self._write_buffers = WriteBuffers(options.write_behind)
         self._buffered: dict[int, WriteBehind] = {}
         self._forget_attributes: Callable[[int], None] = lambda inode: None
 
     def use_options(self, options: FsOptions) -> None:
-        """From now on; buffers of files that are being written stay as they are."""
+        """From now on."""
         self._options = options
+        self._write_buffers.limit = options.write_behind
         self._read_ahead.use(options.read_ahead, options.read_cache)
 
     def use_kernel(self, store: KernelStore, forget_attributes: Callable[[int], None]) -> None:
@@ -94,7 +97,7 @@ class MountState:
         if buffered is not None:
             await buffered.settle()
 
-    async def _drain(self, inode: int) -> None:
-        buffered = self._buffered.get(inode)
+    async def _drain(self, entry: OpenFile) -> None:
+        buffered = self._buffered.get(entry.file.inode.id)
         if buffered is not None:
-            await buffered.drain()
+            await buffered.drain(entry.told)

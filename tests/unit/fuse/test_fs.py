@@ -17,6 +17,7 @@ from fs3.client.file import ROOT_CALLER as ROOT
 from fs3.client.file import FileClient
 from fs3.errors import Code, FS3Error
 from fs3.ids import ROOT_INODE
+from fuse.cache import BLOCK_SIZE
 from fuse.fs import FileSystem
 from fuse.mount_state import FsOptions
 from tests.unit.client.live import CHUNK_SIZE, Live
@@ -313,6 +314,26 @@ async def test_an_error_of_a_buffered_write_is_told_once(live: Live) -> None:
         await fs.release(opened.handle)
 
 
+async def test_each_descriptor_is_told_once_of_an_error_of_buffered_writes(live: Live) -> None:
+    async with mount(live, BEHIND) as (fs, client):
+        opened, attr = await fs.create(ROOT, ROOT_INODE, b"f", 0o644, os.O_RDWR | os.O_CREAT)
+        others = [(await fs.open(ROOT, attr.inode, flags)).handle for flags in (os.O_WRONLY, os.O_RDONLY)]
+
+        async def full(*arguments: object) -> int:
+            raise FS3Error(Code.NO_SPACE, "full")
+
+        client.write = full  # type: ignore[method-assign,assignment]
+        await fs.write(opened.handle, 0, b"x" * CHUNK_SIZE)
+        for handle in (opened.handle, *others):
+            with pytest.raises(FS3Error) as caught:
+                await fs.fsync(handle)
+            assert caught.value.code is Code.NO_SPACE
+            await fs.fsync(handle)
+        for handle in (opened.handle, *others):
+            await fs.flush(handle)
+            await fs.release(handle)
+
+
 async def test_who_looks_at_a_file_takes_no_error_from_its_writer(live: Live) -> None:
     """An error of a buffered write stays until a write, fsync or close has told it, and no read is silent about it."""
     async with mount(live, BEHIND) as (fs, client):
@@ -349,16 +370,16 @@ async def test_a_hot_block_goes_to_the_kernel_unless_the_file_is_open_for_writin
             stored.append((inode, offset, bytes(data)))
 
         fs.use_kernel(store, lambda inode: None)
-        content = bytes(range(251)) * (40 * CHUNK_SIZE // 251)
+        content = bytes(range(251)) * (4 * BLOCK_SIZE // 251)
         inode = await make(fs, b"f", content)
         reading = await fs.open(ROOT, inode, os.O_RDONLY)
 
-        async def read_randomly(*chunks: int) -> None:
+        async def read_randomly(*blocks: int) -> None:
             for place in range(10):
-                offset = chunks[place % 2] * CHUNK_SIZE + place * 4096
+                offset = blocks[place % 2] * BLOCK_SIZE + place * place * 5 % 16 * 60_000
                 assert bytes(await fs.read(reading.handle, offset, 4096)) == content[offset : offset + 4096]
 
-        await read_randomly(2, 30)
+        await read_randomly(0, 2)
         async with trio.open_nursery() as nursery:
 
             async def open_for_writing() -> None:
@@ -368,9 +389,9 @@ async def test_a_hot_block_goes_to_the_kernel_unless_the_file_is_open_for_writin
             nursery.start_soon(open_for_writing)
             await trio.testing.wait_all_tasks_blocked(0.01)
             gate.set()
-        starts = (2 * CHUNK_SIZE, 30 * CHUNK_SIZE)
-        assert sorted(stored) == [(inode, start, content[start : start + CHUNK_SIZE]) for start in starts]
-        await read_randomly(5, 20)
+        starts = (0, 2 * BLOCK_SIZE)
+        assert sorted(stored) == [(inode, start, content[start : start + BLOCK_SIZE]) for start in starts]
+        await read_randomly(1, 3)
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert len(stored) == 2
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import trio
 
 from . import log
+from .direct import DirectWaits
 from .metrics import Metrics
 from .transport.base import Transport
 
@@ -32,6 +33,8 @@ class Env:
     rare: Callable[[str], bool] = never
     """Asked, by its name, at a place where something rare but allowed may be done, or may have happened. A simulator says
     yes often enough to see what comes of it; in production the answer is always no."""
+    direct: DirectWaits | None = None
+    """Where it pays to wait for a reply on the spot: in a mount. None: by the event loop."""
 
     def wall_ns(self) -> int:
         """Nanoseconds since 1970, for time stamps that people see; never for order or leases."""

@@ -136,7 +136,7 @@ async def _serve(
                     return {"mount": mountpoint, "cluster": client.cluster, "pid": os.getpid(), **figures(env)}
 
                 client.on_settings = apply
-                ops.mount(handlers, mountpoint, _options(config, f"fs3:{client.cluster}"))
+                ops.mount(handlers, mountpoint, _options(config, f"fs3:{client.cluster}"), env)
                 guarding = guard.start(mountpoint)
                 try:
                     tasks.start_soon(control.serve, env, guard.device_of(mountpoint), about)

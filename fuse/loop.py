@@ -13,10 +13,14 @@ from typing import Any
 
 import trio
 
+from fs3.direct import DirectWaiter, DirectWaits
+
 from .handshake import Handshake
 
 IMMEDIATE_MAX = 16
 """Requests taken in a row without letting other tasks run."""
+IDLE_MS = 1
+"""How long the next request is waited for on the spot, where nothing else is to be done."""
 
 
 class Turn(trio.abc.Instrument):
@@ -72,8 +76,10 @@ class Turn(trio.abc.Instrument):
 class _Lowlevel:
     """trio.lowlevel, with another wait_readable."""
 
-    def __init__(self, handshake: Handshake | None = None) -> None:
+    def __init__(self, handshake: Handshake | None = None, direct: DirectWaits | None = None) -> None:
         self._handshake = handshake
+        self._direct = direct
+        self._waiter: DirectWaiter | None = None
         self._poll: select.poll | None = None
         self._immediate = 0
 
@@ -88,6 +94,10 @@ class _Lowlevel:
                 await first.reply()
             self._poll = select.poll()
             self._poll.register(descriptor, select.POLLIN)
+            if self._direct is not None:
+                self._waiter = self._direct.waiter(descriptor)
+        if self._waiter is not None and self._waiter.readable(IDLE_MS):
+            return
         if self._immediate < IMMEDIATE_MAX and self._poll.poll(0):
             self._immediate += 1
             return
@@ -101,8 +111,8 @@ class _Lowlevel:
 class RequestLoopTrio:
     """Stands for the module trio in pyfuse3, for one mount."""
 
-    def __init__(self, turn: Turn, handshake: Handshake | None = None) -> None:
-        self.lowlevel = _Lowlevel(handshake)
+    def __init__(self, turn: Turn, handshake: Handshake | None = None, direct: DirectWaits | None = None) -> None:
+        self.lowlevel = _Lowlevel(handshake, direct)
         self._turn = turn
 
     def Lock(self) -> Turn:  # by the name that trio gives it

@@ -18,7 +18,9 @@ import pyfuse3
 import trio
 
 from fs3.api.meta import Attr, Caller, FileKind, RenameFlags
+from fs3.direct import DirectWaits
 from fs3.drive import drive
+from fs3.env import Env
 from fs3.errors import Code, FS3Error
 
 from . import handshake
@@ -346,7 +348,7 @@ def _file_info(opened: Opened) -> pyfuse3.FileInfo:
     return pyfuse3.FileInfo(fh=opened.handle, direct_io=opened.direct_io, keep_cache=opened.keep_cache)
 
 
-def mount(operations: Operations, mountpoint: str, options: set[str]) -> None:
+def mount(operations: Operations, mountpoint: str, options: set[str], env: Env) -> None:
     """Mount; requests wait until answer() runs. Raises FS3Error(CONFIG) where the kernel refuses."""
     before = handshake.devices()
     try:
@@ -355,7 +357,8 @@ def mount(operations: Operations, mountpoint: str, options: set[str]) -> None:
         raise FS3Error(Code.CONFIG, f"{mountpoint}: cannot be mounted: {error}") from None
     (descriptor,) = handshake.devices() - before
     wanted = handshake.DONT_MASK | handshake.HANDLE_KILLPRIV_V2 if operations.enable_acl else 0
-    vars(pyfuse3)["trio"] = RequestLoopTrio(operations.turn, Handshake(descriptor, wanted))
+    env.direct = DirectWaits.here(descriptor)
+    vars(pyfuse3)["trio"] = RequestLoopTrio(operations.turn, Handshake(descriptor, wanted), env.direct)
 
 
 async def answer(operations: Operations) -> None:

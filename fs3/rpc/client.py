@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import trio
 
 from ..api.common import ErrorBody, Method, Rep, Req
+from ..direct import DirectWaiter, DirectWaits
 from ..env import Env
 from ..errors import Code, FS3Error, ProtocolError
 from ..metrics import Histogram
@@ -61,6 +62,7 @@ class _Link:
         self._next_id = 1
         self._waking = 0  # callers that have their reply and have yet to run
         self._flusher: trio.lowlevel.Task | None = None  # while it has nothing to do
+        self._waiter: DirectWaiter | None = None
 
     async def call(
         self, method: int, body: bytes, now: float, deadline: float, payload: Sequence[Part],
@@ -93,6 +95,8 @@ class _Link:
                     raise FS3Error(Code.DEADLINE_EXCEEDED, f"{self.address} did not take the request in time")
                 if deadline < self.client.wakes_at:
                     self.client.watch(deadline)
+            elif not more and self.client.env.direct is not None:
+                self._wait_directly(pending, self.client.env.direct)
             if pending.frame is None and pending.error is None:
                 pending.task = trio.lowlevel.current_task()
 
@@ -113,6 +117,33 @@ class _Link:
             raise pending.error
         assert pending.frame is not None
         return pending.frame
+
+    def _wait_directly(self, pending: _Pending, direct: DirectWaits) -> None:
+        """Wait for a reply on the spot, if it comes at once and nothing else is to be done. Nobody else need run for it."""
+        waiter = self._waiter
+        if waiter is None:
+            descriptor = self.connection.fileno()
+            if descriptor < 0:
+                return
+            waiter = self._waiter = direct.waiter(descriptor)
+        try:
+            while pending.frame is None and waiter.readable():
+                for frame in self.connection.take():
+                    self._deliver(frame)
+        except FS3Error as error:
+            logger.debug("%s: %s", self.address, error)
+            self.scope.cancel()  # _read() fails the calls
+
+    def _deliver(self, frame: Frame) -> None:
+        """Hand a reply to its caller."""
+        self.received_at = self.client.env.monotonic()
+        if frame.kind is Kind.REQUEST:
+            logger.warning("closed the connection with %s: it sent a request to its client", self.address)
+            raise ProtocolError("a server sent a request")
+        pending = self.outstanding.pop(frame.request_id, None)
+        if pending is not None:  # else its caller gave up
+            pending.frame = frame
+            self._wake(pending)
 
     def _wake(self, pending: _Pending) -> None:
         if pending.task is not None:
@@ -154,15 +185,7 @@ class _Link:
         with self.scope:
             try:
                 while True:
-                    frame = await self.connection.receive()
-                    self.received_at = self.client.env.monotonic()
-                    if frame.kind is Kind.REQUEST:
-                        logger.warning("closed the connection with %s: it sent a request to its client", self.address)
-                        raise ProtocolError("a server sent a request")
-                    pending = self.outstanding.pop(frame.request_id, None)
-                    if pending is not None:  # else its caller gave up
-                        pending.frame = frame
-                        self._wake(pending)
+                    self._deliver(await self.connection.receive())
             except FS3Error as caught:
                 error = caught
             finally:

@@ -72,6 +72,14 @@ class Connection(ABC):
         """Whether `receive` would return without waiting; may be False always."""
         return False
 
+    def fileno(self) -> int:
+        """A descriptor that is readable when `take` may find something; -1 where `take` cannot be used."""
+        return -1
+
+    def take(self) -> Sequence[Frame]:
+        """The frames that are there, without waiting, even while a task waits in `receive`. Raises as `receive` does."""
+        return ()
+
     @abstractmethod
     def expose(self, request_id: int, into: memoryview | Sequence[memoryview]) -> None:
         """Client side, before sending a request: its reply's payload, if it fits, lands in `into`.

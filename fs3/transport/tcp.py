@@ -281,6 +281,24 @@ class TcpConnection(Connection):
                     self._frames.extend(frames[1:])
                 return frames[0]
 
+    def fileno(self) -> int:
+        return -1 if self._closed else self._fd
+
+    def take(self) -> Sequence[Frame]:
+        if self._closed:
+            raise self._lost()
+        try:
+            count = self._socket.recv_into(self._framer.buffer())
+        except BlockingIOError:
+            return ()
+        except OSError as error:
+            self._close(str(error))
+            raise self._lost() from None
+        if count == 0:
+            self._close("closed by the peer")
+            raise self._lost()
+        return self._parse(count)
+
     def ready(self) -> Frame | None:
         return self._frames.popleft() if self._frames else None
 

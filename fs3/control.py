@@ -1,8 +1,8 @@
 """The control door of a mount: a socket of this machine, by which `fs3 stats` and `fs3 profile` ask its daemon.
 
 It has no place in the file system, so nothing is left of it when the daemon is killed: its name is made of the number
-that the kernel gives the mount. Who asks sends one JSON object a line, `{"ask": "metrics"}` or `{"ask": "trace"}`, and gets one back.
-Both sides make sure of each other by their user ids: a daemon answers its own user and root.
+that the kernel gives the mount. Who asks sends one JSON object a line, `{"ask": "metrics"}` or `{"ask": "trace"}`, and
+gets one back. Both sides make sure of each other by their user ids: a daemon answers its own user and root.
 """
 
 from __future__ import annotations
@@ -41,7 +41,13 @@ def peer_uid(sock: socket.socket | trio.socket.SocketType) -> int:
     return uid
 
 
-async def serve(env: Env, device: str, figures: Callable[[], dict[str, Any]]) -> None:
+async def serve(
+    env: Env,
+    device: str,
+    figures: Callable[[], dict[str, Any]],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
     """Answer at the door of the mount with this number until cancelled. figures: what `metrics` answers. A door that cannot
     be opened is missed by nobody but tools: one line in the log."""
     with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -50,7 +56,9 @@ async def serve(env: Env, device: str, figures: Callable[[], dict[str, Any]]) ->
             sock.listen(CONNECTIONS_MAX)
         except OSError as error:
             logger.warning("`fs3 stats` will not reach this mount: its control socket cannot be had: %s", error.strerror)
+            task_status.started()
             return
+        task_status.started()
         limit = trio.CapacityLimiter(CONNECTIONS_MAX)
         async with trio.open_nursery() as nursery:
             while True:
@@ -80,10 +88,7 @@ async def _visit(
 
 
 async def _answer(env: Env, stream: trio.SocketStream, figures: Callable[[], dict[str, Any]]) -> None:
-    uid = peer_uid(stream.socket)
-    if uid not in (0, os.geteuid()):
-        await _send(stream, {"error": f"only root and the user who mounted it (uid {os.geteuid()}) may ask this mount"})
-        return
+    allowed = peer_uid(stream.socket) in (0, os.geteuid())
     listener: Listener | None = None
     rest = b""
     try:
@@ -94,6 +99,9 @@ async def _answer(env: Env, stream: trio.SocketStream, figures: Callable[[], dic
                 if not more or len(rest) > LINE_MAX:
                     return
             line, _, rest = rest.partition(b"\n")
+            if not allowed:
+                await _send(stream, {"error": f"only root and uid {os.geteuid()}, who mounted it, may ask this mount"})
+                return
             asked = _asked(line)
             if asked == "metrics":
                 await _send(stream, figures())

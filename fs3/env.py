@@ -30,6 +30,8 @@ class Env:
     transport: Transport
     random: random.Random = field(default_factory=lambda: random.Random(secrets.randbits(128)))
     metrics: Metrics = field(default_factory=Metrics)
+    born: float = field(default_factory=time.monotonic)
+    """When the process began, on a clock that only uptime_s() knows."""
     rare: Callable[[str], bool] = never
     """Asked, by its name, at a place where something rare but allowed may be done, or may have happened. A simulator says
     yes often enough to see what comes of it; in production the answer is always no."""
@@ -43,6 +45,10 @@ class Env:
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back."""
         return trio.current_time()
+
+    def uptime_s(self) -> float:
+        """How long this process runs, for people."""
+        return time.monotonic() - self.born
 
     def usage(self) -> tuple[float, int]:
         """CPU seconds that this process has used, and the bytes of memory that it occupies now."""

@@ -40,13 +40,14 @@ def page(env: Env) -> str:
         f"process_resident_memory_bytes {found['memory_bytes']}",
     ]
     counters = set(env.metrics.counters)
-    families: dict[str, list[str]] = {}
+    families: dict[tuple[str, str], list[str]] = {}
     for name, value in sorted(found["values"].items()):
         family, labels = _named(name)
-        family += "_total" if name in counters else ""
-        families.setdefault(family, []).append(f"{family}{labels} {value}")
-    for family, values in families.items():
-        lines += [f"# TYPE {family} {'counter' if family.endswith('_total') else 'gauge'}", *values]
+        kind = "counter" if name in counters else "gauge"
+        family += "_total" if kind == "counter" else ""
+        families.setdefault((family, kind), []).append(f"{family}{labels} {value}")
+    for (family, kind), values in families.items():
+        lines += [f"# TYPE {family} {kind}", *values]
     lines += _timings({name: (total, buckets) for name, (total, buckets) in found["timings"].items()})
     return "\n".join(lines) + "\n"
 

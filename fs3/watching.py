@@ -1,8 +1,8 @@
 """What a process tells of itself to those who watch it: its figures, and its operations one by one.
 
-Figures are one JSON object: at_s (on the process's own clock), cpu_s, memory_bytes, values (counters and gauges by name) and
-timings (by name what they took together in ns, and the buckets of fs3.metrics with their counts). An operation is a row: the
-fields of fs3.metrics.Operation in order.
+Figures are one JSON object: at_s (on the process's own clock), uptime_s, cpu_s, memory_bytes, values (counters and
+gauges by name) and timings (by name what they took together in ns, and the buckets of fs3.metrics with their counts).
+An operation is a row: when it ended (ns since 1970), and the fields of fs3.metrics.Operation in order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ AWAY_S = 5.0
 """A listener that has not asked for so long is gone."""
 LISTENERS_MAX = 16
 
-Row = tuple[str, int, str, str, int, str, str]
+Row = tuple[int, str, int, str, str, int, str, str]
 
 
 def figures(env: Env) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def figures(env: Env) -> dict[str, Any]:
     timings = {name: [total, buckets] for name, (total, buckets) in env.metrics.timed().items() if buckets}
     return {
         "at_s": env.monotonic(),
+        "uptime_s": env.uptime_s(),
         "cpu_s": cpu_s,
         "memory_bytes": memory_bytes,
         "values": env.metrics.snapshot(),
@@ -44,7 +45,7 @@ class Listener:
 
     def __init__(self, env: Env) -> None:
         self._env = env
-        self._kept: deque[Operation] = deque()
+        self._kept: deque[tuple[int, Operation]] = deque()
         self._dropped = 0
         self._asked_at = env.monotonic()
         env.metrics.listeners.append(self._hear)
@@ -53,7 +54,7 @@ class Listener:
         if self.away:
             self.close()
         elif len(self._kept) < KEPT_MAX:
-            self._kept.append(operation)
+            self._kept.append((self._env.wall_ns(), operation))
         else:
             self._dropped += 1
 
@@ -65,7 +66,10 @@ class Listener:
         """Rows of what has ended since the last time, the oldest first, and how many operations found no room."""
         self._asked_at = self._env.monotonic()
         count = min(TOLD_MAX, len(self._kept))
-        rows: list[Row] = [dataclasses.astuple(self._kept.popleft()) for _ in range(count)]
+        rows: list[Row] = []
+        for _ in range(count):
+            at_ns, operation = self._kept.popleft()
+            rows.append((at_ns, *dataclasses.astuple(operation)))
         dropped, self._dropped = self._dropped, 0
         return rows, dropped
 

@@ -20,11 +20,14 @@ _MOUNT_TABLE = Path("/proc/self/mountinfo")
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of the kernel's table. source: what the file system calls itself."""
+    """One line of the kernel's table. source: what the file system calls itself. device: `major:minor`. user: who
+    mounted it, as far as a FUSE file system tells."""
 
     path: Path
     type: str
     source: str
+    device: str = ""
+    user: int = 0
 
 
 def mounts() -> list[Mount]:
@@ -37,8 +40,9 @@ def parse_mount_table(text: str) -> list[Mount]:
     found = []
     for line in text.splitlines():
         left, _, right = line.partition(" - ")
-        path, (kind, source) = left.split(" ")[4], right.split(" ")[:2]
-        found.append(Mount(Path(_unescape(path)), kind, _unescape(source)))
+        (device, _, path), (kind, source, options) = left.split(" ")[2:5], right.split(" ")[:3]
+        user = next((word[8:] for word in options.split(",") if word.startswith("user_id=")), "0")
+        found.append(Mount(Path(_unescape(path)), kind, _unescape(source), device, int(user)))
     return found
 
 

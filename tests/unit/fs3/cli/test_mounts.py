@@ -12,16 +12,16 @@ from fs3.errors import ConfigError
 
 TABLE = (
     "22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n"
-    "40 22 0:35 / /data/my\\040mount rw,nosuid,nodev,relatime - fuse.fs3 fs3:abc rw,user_id=0\n"
+    "40 22 0:35 / /data/my\\040mount rw,nosuid,nodev,relatime - fuse.fs3 fs3:abc rw,user_id=1000,group_id=0\n"
     "41 22 0:36 / /with\\134back rw shared:2 master:1 - tmpfs none rw\n"
 )
 
 
 def test_the_mount_table_is_read_with_its_escapes() -> None:
     assert parse_mount_table(TABLE) == [
-        Mount(Path("/"), "ext4", "/dev/vda"),
-        Mount(Path("/data/my mount"), "fuse.fs3", "fs3:abc"),
-        Mount(Path("/with\\back"), "tmpfs", "none"),
+        Mount(Path("/"), "ext4", "/dev/vda", "254:0"),
+        Mount(Path("/data/my mount"), "fuse.fs3", "fs3:abc", "0:35", 1000),
+        Mount(Path("/with\\back"), "tmpfs", "none", "0:36"),
     ]
 
 

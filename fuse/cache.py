@@ -1,8 +1,9 @@
-"""Blocks of file content that are read ahead, and how the reader's pattern is told. Pure.
+"""Blocks of file content that are read ahead. Pure.
 
-A block is as long as a chunk, or BLOCK_MAX where chunks are longer. Blocks live only while their file is open, at most
-`capacity` bytes of them in the mount; they are dropped when this mount writes to them and when the file's data_version
-shows that somebody else did. So they are as fresh as the kernel's page cache, which stands before them.
+Block n of a file is its BLOCK_SIZE bytes from n * BLOCK_SIZE on; numbers below zero stand for pieces at any other places.
+Blocks live only while their file is open, at most `capacity` bytes of them in the mount; they are dropped when this mount
+writes to them and when the file's data_version shows that somebody else did. So they are as fresh as the kernel's page
+cache, which stands before them.
 """
 
 from __future__ import annotations
@@ -10,10 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Generic, TypeVar
 
-BLOCK_MAX = 1024 * 1024
-
-FIRST_READ_MIN = 128 * 1024
-"""A first read from the start of a file counts as the first of many if it has this length."""
+BLOCK_SIZE = 1024 * 1024
 
 HOT_AFTER = 2
 """Random reads within a block that make it worth reading whole."""
@@ -21,31 +19,6 @@ HEAT_LIMIT = 8192
 """Blocks whose random reads are counted."""
 
 F = TypeVar("F")
-
-
-class ReadWindow:
-    """Follows the reads of one handle. next_offset: where a sequential reader goes on. run: bytes read in sequence."""
-
-    __slots__ = ("next_offset", "run")
-
-    def __init__(self) -> None:
-        self.next_offset = 0
-        self.run = 0
-
-    def observe(self, offset: int, length: int) -> bool:
-        """Take in a read; whether the handle reads sequentially now.
-
-        The kernel sends a reader's requests several at a time, and they may come out of order: what lies within a
-        request or two of the expected place counts as sequential.
-        """
-        slack = 4 * max(length, 128 * 1024)
-        if self.next_offset - slack <= offset <= self.next_offset + slack:
-            self.run += length
-            self.next_offset = max(self.next_offset, offset + length)
-        else:
-            self.run = length
-            self.next_offset = offset + length
-        return self.run > length or (offset == 0 and length >= FIRST_READ_MIN)
 
 
 class Heat:
@@ -119,13 +92,9 @@ class BlockCache(Generic[F]):
             self._drop((inode, index))
 
     def drop_range(self, inode: int, first: int, last: int) -> None:
-        """Drop the blocks first..last, both included."""
-        held = self._of_inode.get(inode)
-        if held is None:
-            return
-        for index in [i for i in held if first <= i <= last] if last - first > 8 else range(first, last + 1):
-            if index in held:
-                self._drop((inode, index))
+        """Drop the blocks first..last, both included, and all pieces."""
+        for index in [i for i in self._of_inode.get(inode, ()) if first <= i <= last or i < 0]:
+            self._drop((inode, index))
 
     def drop_inode(self, inode: int) -> None:
         for index in list(self._of_inode.get(inode, ())):

@@ -9,8 +9,8 @@ from fs3.api.meta import Access, Attr, Caller, atime_due
 from fs3.client.file import FileHandle
 from fs3.errors import Code, FS3Error
 
-from .cache import ReadWindow
 from .mount_state import MountState, OpenFile
+from .streams import ReadPattern
 from .writebehind import WriteBehind
 
 _SET_ID = 0o6000
@@ -89,7 +89,7 @@ class Contents(MountState):
         state = file.inode
         past_kernel = self._options.strict or bool(flags & os.O_APPEND)
         direct = past_kernel or bool(flags & os.O_DIRECT)
-        entry = OpenFile(file, ReadWindow(), direct, bool(flags & os.O_DSYNC), state.attr.data_version)
+        entry = OpenFile(file, ReadPattern(), direct, bool(flags & os.O_DSYNC), state.attr.data_version)
         if file.writable and self._options.write_behind and not direct:
             buffer = self._buffered.get(state.id)
             if buffer is None:
@@ -124,13 +124,12 @@ class Contents(MountState):
                 return memoryview(b"")
         length = min(length, left)
         if entry.direct:
-            into = memoryview(bytearray(length))
-            await self._client.read_chunks(state, offset, into)
-            return into[: max(0, state.length - offset)]  # others may have cut it
+            found = await self._read_ahead.direct(state, offset, length)
+            return found[: max(0, state.length - offset)]  # others may have cut it
         if entry.version != state.attr.data_version:
             entry.version = state.attr.data_version
             self._read_ahead.drop(state.id)  # somebody changed it: the kernel has learnt that, and reads anew
-        return await self._read_ahead.read(state, entry.window, offset, length)
+        return await self._read_ahead.read(state, entry.pattern, offset, length)
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write all of `data`. For what holds then see FileClient.write, and fuse.writebehind where that is on."""
@@ -173,6 +172,7 @@ class Contents(MountState):
     async def release(self, handle: int) -> None:
         """The last descriptor is gone."""
         entry = self._files.pop(handle)
+        self._read_ahead.closed(entry.pattern)
         state = entry.file.inode
         if entry.was_read and self._options.atime:
             attr = state.attr

@@ -11,10 +11,10 @@ import trio
 from fs3.api.meta import Attr, FileKind
 from fs3.client.file import FileClient, FileHandle
 
-from .cache import ReadWindow
 from .folders import Folders
 from .handles import HandleTable, InodeTable, Name, OpenNames
 from .readahead import KernelStore, ReadAhead
+from .streams import ReadPattern
 from .watch import Watch
 from .writebehind import Told, WriteBehind, WriteBuffers
 
@@ -39,7 +39,7 @@ class OpenFile:
     read ahead stand for."""
 
     file: FileHandle
-    window: ReadWindow
+    pattern: ReadPattern
     direct: bool
     sync: bool
     version: int

@@ -1,4 +1,5 @@
-"""Reading ahead of sequential readers: whole blocks, several on their way at once, bounded for the whole mount."""
+"""Reading ahead: whole blocks of sequential readers, single pieces of those at equal distances; several on their way at
+once, bounded for the whole mount."""
 
 from __future__ import annotations
 
@@ -9,20 +10,25 @@ import trio
 from fs3.client.file import FileClient
 from fs3.client.inode import OpenInode
 from fs3.errors import Code, FS3Error
+from fs3.transport.buffers import BufferPool
 
-from .cache import BLOCK_MAX, HEAT_LIMIT, BlockCache, Heat, ReadWindow
+from .cache import BLOCK_SIZE, HEAT_LIMIT, BlockCache, Heat
+from .streams import ReadPattern, Shares, Steps
 
 KernelStore = Callable[[int, int, memoryview], Awaitable[None]]
 """Puts bytes of an inode, at an offset, into the kernel's page cache."""
 
+POOL_MAX = 64 * 1024 * 1024
+"""Of memory that is used again and again for what is read: fresh memory costs more to touch than its bytes' transfer."""
+
 
 class _Block:
-    """Bytes on their way, or here. done: set once they came, or failed."""
+    """Bytes on their way, or here. left: how many were not served yet. done: set once they came, or failed."""
 
-    __slots__ = ("buffer", "done", "error", "size")
+    __slots__ = ("buffer", "done", "error", "left", "size")
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size = self.left = size
         self.buffer: memoryview | None = None
         self.error: FS3Error | None = None
         self.done: trio.Event | None = trio.Event()
@@ -34,8 +40,9 @@ class ReadAhead:
     depth: bytes that it is ahead of a reader. capacity: bytes of all blocks. Tasks run in `nursery`. kernel_store: set
     where there is a kernel.
 
-    Random readers get what they ask for, until one block was asked for several times: then it is fetched whole and handed
-    to the kernel's page cache.
+    A block that was served whole is dropped: the kernel has it now, and its memory is warm for the next one. Random readers
+    get what they ask for, until one block was asked for several times: then it is fetched whole and handed to the kernel's
+    page cache.
     """
 
     def __init__(self, client: FileClient, nursery: trio.Nursery, depth: int, capacity: int) -> None:
@@ -44,6 +51,8 @@ class ReadAhead:
         self._depth = depth
         self._cache: BlockCache[_Block] = BlockCache(capacity)
         self._heat = Heat(HEAT_LIMIT)
+        self._shares = Shares()
+        self._buffers = BufferPool(POOL_MAX)
         self.kernel_store: KernelStore | None = None
         self._storing: dict[int, int] = {}  # inode -> blocks that are being handed to the kernel
         self._stored = trio.Event()
@@ -53,90 +62,111 @@ class ReadAhead:
         self._depth, self._cache.capacity = depth, capacity
         self._cache.make_room(0)
 
-    async def read(self, state: OpenInode, window: ReadWindow, offset: int, length: int) -> memoryview:
+    async def read(self, state: OpenInode, pattern: ReadPattern, offset: int, length: int) -> memoryview:
         """Bytes at `offset`, all of them before the end of the file. The result may share memory with a block."""
-        sequential = window.observe(offset, length) and not self._client.env.rare("mount.readahead.off")
-        size = min(state.chunk_size, BLOCK_MAX)
-        first, last = offset // size, (offset + length - 1) // size
-        if self._depth and sequential:
-            self._start(state, size, first, last, window)
-        elif self._depth and first == last and length < size and not self._cache.has(state.id, first):
+        sequential = pattern.observe(offset, length)
+        if not self._depth or self._client.env.rare("mount.readahead.off"):
+            return await self.direct(state, offset, length)
+        first, last = offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE
+        if sequential:
+            self._start(state, first, last, pattern)
+        elif pattern.steps is not None:
+            piece = self._step(state, pattern.steps, offset, length)
+            if piece is not None:
+                return await self._take(state, _piece_index(offset), piece, 0, length)
+        elif first == last and length < BLOCK_SIZE and not self._cache.has(state.id, first):
             if not self._heat.count(state.id, first):
-                return await self._direct(state, offset, length)
-            self._fetch_hot(state, size, first)
-        if first == last:
-            block = self._cache.get(state.id, first)
-            if block is None:
-                return await self._direct(state, offset, length)
-            buffer = await self._wait(state, first, block)
-            within = offset - first * size
-            if within + length <= len(buffer):
-                return buffer[within : within + length]
-            return await self._direct(state, offset, length)
-        return await self._gather(state, size, offset, length)
+                return await self.direct(state, offset, length)
+            self._begin(state, first, hot=True)
+        if first != last:
+            return await self._gather(state, offset, length)
+        block = self._cache.get(state.id, first)
+        if block is None or offset - first * BLOCK_SIZE + length > block.size:
+            return await self.direct(state, offset, length)
+        return await self._take(state, first, block, offset - first * BLOCK_SIZE, length)
 
-    async def _gather(self, state: OpenInode, size: int, offset: int, length: int) -> memoryview:
-        """A range over several blocks: copied together, with one direct read where any is missing."""
-        blocks = []
-        first, last = offset // size, (offset + length - 1) // size
-        for index in range(first, last + 1):
-            block = self._cache.get(state.id, index)
-            if block is None:
-                return await self._direct(state, offset, length)
-            blocks.append((index, block))
-        result = memoryview(bytearray(length))
-        end = offset + length
-        for index, block in blocks:
-            buffer = await self._wait(state, index, block)
-            start = max(offset, index * size)
-            stop = min(end, index * size + size)
-            if stop - index * size > len(buffer):
-                return await self._direct(state, offset, length)  # the file grew since the block was fetched
-            result[start - offset : stop - offset] = buffer[start - index * size : stop - index * size]
-        return result
-
-    async def _direct(self, state: OpenInode, offset: int, length: int) -> memoryview:
-        into = memoryview(bytearray(length))
+    async def direct(self, state: OpenInode, offset: int, length: int) -> memoryview:
+        """Bytes at `offset` as they are now."""
+        into = self._buffers.take(length)
         await self._client.read_chunks(state, offset, into)
         return into
 
-    async def _wait(self, state: OpenInode, index: int, block: _Block) -> memoryview:
+    async def _gather(self, state: OpenInode, offset: int, length: int) -> memoryview:
+        """A range over several blocks: copied together, with one direct read where any is missing."""
+        blocks = []
+        end = offset + length
+        for index in range(offset // BLOCK_SIZE, (end - 1) // BLOCK_SIZE + 1):
+            block = self._cache.get(state.id, index)
+            if block is None or min(end, (index + 1) * BLOCK_SIZE) - index * BLOCK_SIZE > block.size:
+                return await self.direct(state, offset, length)
+            blocks.append((index, block))
+        result = self._buffers.take(length)
+        for index, block in blocks:
+            at = index * BLOCK_SIZE
+            start, stop = max(offset, at), min(end, at + BLOCK_SIZE)
+            result[start - offset : stop - offset] = await self._take(state, index, block, start - at, stop - start)
+        return result
+
+    async def _take(self, state: OpenInode, index: int, block: _Block, within: int, length: int) -> memoryview:
+        """Bytes of a block, once it is here."""
         if block.done is not None:
             await block.done.wait()
         if block.error is not None:
             raise FS3Error(block.error.code, block.error.message)
         assert block.buffer is not None
-        return block.buffer
+        block.left -= length
+        if block.left <= 0:
+            self._cache.drop(state.id, index, block)
+        return block.buffer[within : within + length]
 
-    def _start(self, state: OpenInode, size: int, first: int, last: int, window: ReadWindow) -> None:
+    def _start(self, state: OpenInode, first: int, last: int, pattern: ReadPattern) -> None:
         """Fetch the blocks that are wanted now and those ahead, as far as the reader's run so far justifies it."""
-        ahead = min(self._depth, max(size, window.run))
-        end_block = (state.length - 1) // size
-        until = min(end_block, (window.next_offset + ahead - 1) // size)
-        for index in range(first, max(until, min(last, end_block)) + 1):
-            if self._cache.has(state.id, index):
-                continue
-            block_size = min(size, state.length - index * size)
-            if not self._cache.make_room(block_size):
+        stream = pattern.stream
+        assert stream is not None
+        ahead = pattern.ahead(BLOCK_SIZE, min(self._depth, self._shares.of(stream, self._cache.capacity)))
+        until = min((state.length - 1) // BLOCK_SIZE, (stream.next_offset + ahead - 1) // BLOCK_SIZE)
+        for index in range(first, last + 1):
+            if not self._cache.has(state.id, index):
+                stream.fetched = min(stream.fetched, index + 1)  # those ahead may be gone too
+                self._begin(state, index)
+        # What lies before `fetched` was begun already: it is here, or was served and dropped.
+        for index in range(max(stream.fetched, last + 1), until + 1):
+            if not self._begin(state, index):
                 return
-            block = _Block(block_size)
-            self._cache.put(state.id, index, block, block_size)
-            self._nursery.start_soon(self._fetch, state, index, size, block)
+            stream.fetched = index + 1
 
-    def _fetch_hot(self, state: OpenInode, size: int, index: int) -> None:
-        """Fetch one block, for random readers."""
-        block_size = min(size, state.length - index * size)
-        if self._cache.make_room(block_size):
-            block = _Block(block_size)
-            self._cache.put(state.id, index, block, block_size)
-            self._nursery.start_soon(self._fetch, state, index, size, block, True)
+    def _step(self, state: OpenInode, steps: Steps, offset: int, length: int) -> _Block | None:
+        """Fetch what a reader at equal distances will ask for next; returns what it asks for now, where that was fetched."""
+        distance = steps.distance
+        for number in range(1, steps.ahead(min(self._depth, self._cache.capacity // 4)) + 1):
+            at = offset + number * distance
+            if at < 0 or at + length > state.length:
+                break
+            index = _piece_index(at)
+            if not self._cache.has(state.id, index) and not self._put(state, index, at, length):
+                break
+        piece = self._cache.get(state.id, _piece_index(offset))
+        return piece if piece is not None and piece.size == length else None
 
-    async def _fetch(self, state: OpenInode, index: int, size: int, block: _Block, hot: bool = False) -> None:
-        buffer = memoryview(bytearray(block.size))
+    def _begin(self, state: OpenInode, index: int, hot: bool = False) -> bool:
+        """Begin to fetch a block, unless it is here. False where there is no room for it."""
+        size = min(BLOCK_SIZE, state.length - index * BLOCK_SIZE)
+        return self._cache.has(state.id, index) or self._put(state, index, index * BLOCK_SIZE, size, hot)
+
+    def _put(self, state: OpenInode, index: int, offset: int, size: int, hot: bool = False) -> bool:
+        if not self._cache.make_room(size):
+            return False
+        block = _Block(size)
+        self._cache.put(state.id, index, block, size)
+        self._nursery.start_soon(self._fetch, state, index, offset, block, hot)
+        return True
+
+    async def _fetch(self, state: OpenInode, index: int, offset: int, block: _Block, hot: bool) -> None:
+        buffer = self._buffers.take(block.size)
         done = block.done
         assert done is not None
         try:
-            await self._client.read_chunks(state, index * size, buffer)
+            await self._client.read_chunks(state, offset, buffer)
             block.buffer = buffer
         except FS3Error as error:
             block.error = error
@@ -147,18 +177,18 @@ class ReadAhead:
             block.done = None
             done.set()
         if hot and block.buffer is not None:
-            await self._store(state, index, size, block)
+            await self._store(state, index, block)
 
-    async def _store(self, state: OpenInode, index: int, size: int, block: _Block) -> None:
+    async def _store(self, state: OpenInode, index: int, block: _Block) -> None:
         """Hand a block to the kernel, unless this mount may write to the file: the kernel could then have newer bytes on
         their way to us. Whoever opens it for writing, or cuts it, calls settle() before the kernel may go on."""
         buffer = block.buffer
-        current = self._cache.get(state.id, index) is block and index * size + block.size <= state.length
+        current = self._cache.get(state.id, index) is block and index * BLOCK_SIZE + block.size <= state.length
         if self.kernel_store is None or buffer is None or state.sessions or not current:
             return
         self._storing[state.id] = self._storing.get(state.id, 0) + 1
         try:
-            await self.kernel_store(state.id, index * size, buffer)
+            await self.kernel_store(state.id, index * BLOCK_SIZE, buffer)
         finally:
             self._storing[state.id] -= 1
             if not self._storing[state.id]:
@@ -174,9 +204,17 @@ class ReadAhead:
     def wrote(self, state: OpenInode, offset: int, length: int) -> None:
         """This mount wrote to a range: what was read of it is old."""
         if length and self._cache.any_of(state.id):
-            size = min(state.chunk_size, BLOCK_MAX)
-            self._cache.drop_range(state.id, offset // size, (offset + length - 1) // size)
+            self._cache.drop_range(state.id, offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE)
+
+    def closed(self, pattern: ReadPattern) -> None:
+        """A handle is gone."""
+        self._shares.forget(pattern)
 
     def drop(self, inode: int) -> None:
         """The file was closed, cut or changed by others."""
         self._cache.drop_inode(inode)
+
+
+def _piece_index(offset: int) -> int:
+    """Where the cache keeps bytes that were fetched for a reader at equal distances."""
+    return -1 - offset

@@ -13,9 +13,10 @@ from fs3.client.mgmtd import MgmtdClient
 from fs3.ids import ROOT_INODE
 from fs3.rpc.client import RpcClient
 from fs3.settings import ClientSettings
+from fuse.cache import BLOCK_SIZE
 from fuse.fs import FileSystem
 from fuse.mount_state import FsOptions
-from tests.unit.client.live import CHUNK_SIZE, MGMTD, Live
+from tests.unit.client.live import MGMTD, Live
 
 
 async def test_a_client_and_its_mount_take_what_is_set(tmp_path: Path) -> None:
@@ -40,19 +41,19 @@ async def test_a_client_and_its_mount_take_what_is_set(tmp_path: Path) -> None:
 
 
 async def test_a_mount_reads_on_with_other_caches(tmp_path: Path) -> None:
-    data = os.urandom(8 * CHUNK_SIZE)
+    data = os.urandom(8 * BLOCK_SIZE)
     cluster = Live(tmp_path, storages=1, replicas=1)
     async with cluster.running() as live, live.client() as client, trio.open_nursery() as nursery:
-        fs = FileSystem(client, nursery, FsOptions(4 * CHUNK_SIZE, 8 * CHUNK_SIZE, 0))
+        fs = FileSystem(client, nursery, FsOptions(4 * BLOCK_SIZE, 8 * BLOCK_SIZE, 0))
         opened, _ = await fs.create(ROOT, ROOT_INODE, b"f", 0o644, os.O_RDWR | os.O_CREAT)
         await fs.write(opened.handle, 0, data)
         read = b""
-        for number, options in enumerate((None, FsOptions(0, 0, 0), None, FsOptions(CHUNK_SIZE, 2 * CHUNK_SIZE, 0), None)):
+        for number, options in enumerate((None, FsOptions(0, 0, 0), None, FsOptions(BLOCK_SIZE, 4 * BLOCK_SIZE, 0), None)):
             if options is not None:
                 fs.use_options(options)
                 assert fs._read_ahead._cache.used <= options.read_cache
             while len(read) < (number + 1) * len(data) // 5:
-                read += await fs.read(opened.handle, len(read), 4096)
-        assert read == data[: len(read)] and 0 < fs._read_ahead._cache.used <= 2 * CHUNK_SIZE
+                read += await fs.read(opened.handle, len(read), 65_521)
+        assert read == data[: len(read)] and 0 < fs._read_ahead._cache.used <= 4 * BLOCK_SIZE
         await fs.release(opened.handle)
         nursery.cancel_scope.cancel()

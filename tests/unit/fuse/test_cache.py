@@ -1,38 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuse.cache import HOT_AFTER, BlockCache, Heat, ReadWindow
-
-KIB, MIB = 1024, 1024 * 1024
-
-
-def test_a_reader_from_the_start_with_large_requests_is_sequential_at_once() -> None:
-    assert ReadWindow().observe(0, 128 * KIB)
-
-
-def test_a_small_first_read_is_not_sequential_but_the_second_is() -> None:
-    window = ReadWindow()
-    assert not window.observe(0, 4 * KIB)
-    assert window.observe(4 * KIB, 4 * KIB)
-
-
-def test_requests_of_one_reader_may_come_out_of_order() -> None:
-    window = ReadWindow()
-    assert [window.observe(at * MIB, MIB) for at in (0, 2, 1, 3, 5, 4)] == [True] * 6
-    assert window.next_offset == 6 * MIB
-
-
-def test_random_reads_are_not_sequential() -> None:
-    window = ReadWindow()
-    assert not any(window.observe(at * 64 * MIB, 4 * KIB) for at in (3, 1, 7, 2, 9))
-
-
-def test_a_jump_starts_a_new_run() -> None:
-    window = ReadWindow()
-    window.observe(0, MIB)
-    window.observe(MIB, MIB)
-    assert not window.observe(500 * MIB, MIB)
-    assert window.observe(501 * MIB, MIB)
+from fuse.cache import HOT_AFTER, BlockCache, Heat
 
 
 def test_the_block_unused_for_longest_goes_first() -> None:
@@ -59,6 +28,9 @@ def test_ranges_and_files_are_dropped() -> None:
     cache.put(2, 3, "y", 10)
     cache.drop_range(1, 2, 15)
     assert [index for index in range(20) if cache.has(1, index)] == [0, 1, 16, 17, 18, 19]
+    cache.put(1, -5, "piece", 10)
+    cache.drop_range(1, 16, 16)
+    assert not cache.has(1, -5) and not cache.has(1, 16)
     cache.drop_inode(1)
     assert not cache.any_of(1) and cache.has(2, 3) and cache.used == 10
 

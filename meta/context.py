@@ -20,6 +20,9 @@ from .inode_ids import InodeIds
 from .schema import Inode
 from .shares import Share
 
+REMOVED_MAX = 100_000
+"""Removed files that are remembered for the collector; where there are more, it has to search for them."""
+
 
 @dataclass(slots=True)
 class Context:
@@ -34,8 +37,16 @@ class Context:
     node: int
     garbage: trio.Event = field(default_factory=trio.Event)
     """Set when an operation may have put something into the GC queue."""
+    removed: list[int] = field(default_factory=list)
+    """What that was, by inode, since the collector has looked here: some of it may not be committed, now or ever."""
     trees: trio.Event = field(default_factory=trio.Event)
     """Set when a tree may have been removed."""
+
+    def tell_removed(self, inode: int) -> None:
+        """The collector has work, if what is being done is committed."""
+        if len(self.removed) <= REMOVED_MAX:
+            self.removed.append(inode)
+        self.garbage.set()
 
     def now_ns(self) -> int:
         return self.env.wall_ns()

@@ -19,7 +19,7 @@ from fs3.kv.transact import transact
 
 from . import resolve
 from .chunks import ChunkStore
-from .context import Context
+from .context import REMOVED_MAX, Context
 from .intents import Intents
 from .ops.unlink import discard, has_session
 from .resolve import IntentPending
@@ -45,6 +45,10 @@ from .trees import Trees
 logger = logging.getLogger("fs3.meta.gc")
 
 PAGE = 256
+LOOK_S = 60.0
+"""How often all sessions are looked at, where no client has died."""
+SEARCH_PART = 50
+"""Searching the queue takes at most one part in so many of the time: removed keys make that slow for a while."""
 _RECORDS = 0
 """The work of forgetting old records, as it is shared out; no inode has this number."""
 
@@ -88,7 +92,10 @@ class Collector:
         self.clients = clients
         self.times = times  # may be changed at any time
         self._gone_since: dict[int, float] = {}  # clients that are dead or not known, and since when
+        self._ended_for: tuple[set[int], tuple[int, ...]] = (set(), ())  # dead clients and members when that was last done
+        self._look_at = 0.0  # when all sessions are looked at again
         self._collected = False  # whether there may be more of it
+        self._search_at = 0.0  # when the queue is searched again
         self._old_records: dict[bytes, tuple[int, float]] = {}  # key -> sequence, and since when it looks old
         self._failing = False
         self._problems: dict[str, str] = {}  # what failed in its last round, and why
@@ -104,9 +111,12 @@ class Collector:
         ctx = self._ctx
         while True:
             ctx.garbage = trio.Event()
-            await self._guarded(self.collect, "collecting removed files")
+            if ctx.env.monotonic() >= self._search_at or len(ctx.removed) > REMOVED_MAX:
+                await self._guarded(self.collect, "collecting removed files")
+            else:
+                await self._guarded(self.collect_told, "collecting files removed just now")
             if not self._collected:
-                with trio.move_on_after(self.times.sweep_ms / 1000):
+                with trio.move_on_after(max(0.0, self._search_at - ctx.env.monotonic())):
                     await ctx.garbage.wait()
             await trio.sleep(self.times.gather_ms / 1000)
 
@@ -153,22 +163,47 @@ class Collector:
 
     async def collect(self) -> None:
         """Remove the chunks of all removed files that are this daemon's share."""
+        ctx = self._ctx
         begin, end = span(b"GCQ_")
-        share = self._ctx.share()
+        share = ctx.share()
         self._collected = False
+        ctx.removed.clear()
+        began = ctx.env.monotonic()
+        self._search_at = began + self.times.sweep_ms / 1000
         while True:
-            pairs = await self._ctx.engine.transaction().get_range(begin, end, limit=PAGE, snapshot=True)
+            pairs = await ctx.engine.transaction().get_range(begin, end, limit=PAGE, snapshot=True)
+            took_s = ctx.env.monotonic() - began
             found = [(inode_of_key(key), value) for key, value in pairs]
-            todo = [(inode, Garbage.unpack(value)) for inode, value in found if share.has(inode)]
-            if todo:
-                # A power failure that brings a file back must not find it without its chunks.
-                await self._ctx.engine.sync()
-                await self._collect_some(todo)
+            await self._collect_some([(inode, Garbage.unpack(value)) for inode, value in found if share.has(inode)])
             if len(pairs) < PAGE:
-                return
+                break
             begin = pairs[-1][0] + b"\0"
+            began = ctx.env.monotonic()
+        # The last look went through all that is left of keys that were removed.
+        self._search_at = max(self._search_at, ctx.env.monotonic() + took_s * SEARCH_PART)
+
+    async def collect_told(self) -> None:
+        """Remove the chunks of what operations of this daemon say that they have removed, if it is its share: without a
+        search, which would go through the traces of all that was removed lately, each time."""
+        ctx = self._ctx
+        share = ctx.share()
+        self._collected = False
+        told = [inode for inode in ctx.removed if share.has(inode)]
+        ctx.removed.clear()
+        for at in range(0, len(told), PAGE):
+            txn = ctx.engine.transaction()
+            todo = []
+            for inode in told[at : at + PAGE]:
+                value = await txn.get(garbage_key(inode), snapshot=True)
+                if value is not None:
+                    todo.append((inode, Garbage.unpack(value)))
+            await self._collect_some(todo)
 
     async def _collect_some(self, todo: list[tuple[int, Garbage]]) -> None:
+        if not todo:
+            return
+        # A power failure that brings a file back must not find it without its chunks.
+        await self._ctx.engine.sync()
         done: list[int] = []
         failed: list[FS3Error] = []
 
@@ -216,6 +251,11 @@ class Collector:
             for client, info in states.items()
             if not info.alive and (info.ended or now - self._gone_since[client] >= grace_s)
         }
+        share = self._ctx.share()
+        if dead <= self._ended_for[0] and share.members == self._ended_for[1] and now < self._look_at:
+            return  # to look at all sessions takes long where there are, or were, many
+        self._ended_for = (set(), ())
+        known = set(dead)
         holders = await self._holders()
         for client in holders - states.keys():
             since = self._gone_since.setdefault(client, now)
@@ -224,8 +264,9 @@ class Collector:
         for client in [client for client in self._gone_since if client not in states and client not in holders]:
             del self._gone_since[client]
         if dead & holders:
-            share = self._ctx.share()
             await self.end_sessions(dead & holders, share.has)
+        self._ended_for = (known, share.members)
+        self._look_at = now + min(LOOK_S, self.times.unknown_grace_ms / 4000)
 
     async def _holders(self) -> set[int]:
         """All clients that have sessions or locks."""

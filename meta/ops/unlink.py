@@ -53,7 +53,7 @@ def discard(ctx: Context, txn: Txn, inode: Inode) -> None:
         bound = -1
     if inode.kind == FILE and bound != 0:
         txn.set(garbage_key(number), Garbage(bound, inode.layout(), ctx.now_ns()).pack())
-        ctx.garbage.set()
+        ctx.tell_removed(number)
 
 
 def discard_directory(txn: Txn, inode: Inode) -> None:

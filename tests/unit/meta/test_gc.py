@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 
 from fs3.api.meta import Access
@@ -20,6 +21,34 @@ async def test_removed_files_are_collected_soon(autojump_clock: object) -> None:
         assert w.chunks.count(attr.inode) == 2
         await trio.sleep(0.2)
         assert w.chunks.chunks == {} and await w.keys(b"GCQ_") == []
+
+
+async def test_the_queue_is_searched_only_now_and_then(autojump_clock: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each look would go through the traces of all that was removed before."""
+    monkeypatch.setattr("meta.context.REMOVED_MAX", 3)
+    monkeypatch.setattr("meta.gc.REMOVED_MAX", 3)
+    async with world(collecting=True) as w:
+        collector = w.service.collector
+        search = collector.collect
+        searches: list[float] = []
+
+        async def counted() -> None:
+            searches.append(trio.current_time())
+            await search()
+
+        collector.collect = counted  # type: ignore[method-assign]
+        for _ in range(100):
+            await w.written(R, b"f", DATA)
+            await w.unlink(R, b"f")
+            await trio.sleep(0.2)
+            assert w.chunks.chunks == {}
+        assert 3 <= len(searches) <= 5
+        for number in range(8):  # more than are remembered
+            await w.written(R, b"%d" % number, DATA)
+        for number in range(8):
+            await w.unlink(R, b"%d" % number)
+        await trio.sleep(0.2)
+        assert w.chunks.chunks == {}
 
 
 async def test_what_cannot_be_removed_now_is_removed_later(autojump_clock: object) -> None:

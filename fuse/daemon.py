@@ -64,6 +64,9 @@ class MountConfig(ClientSettings):
         help="show what other mounts did at once and always: names, attributes and content are asked of the cluster each"
         " time, each write tells length and time; slower, and files cannot be mapped shared",
     )
+    short_circuit: bool = option(
+        True, help="reach daemons of this host by shared memory and Unix sockets in place of TCP, where they offer it"
+    )
     state: str = option(
         "", help="a file that tells the next mount after a crash which one it replaces: files are then settled at once"
     )

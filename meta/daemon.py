@@ -46,6 +46,7 @@ class MetaConfig(MetaSettings):
     node_id: int = option(11, help="this daemon's id, of which no other daemon has the like", at_least=1)
     listen: str = option("tcp://127.0.0.1:7001", help="address to listen on; port 0 picks a free one")
     advertise: str = option("", help="address that others use for it, where that is not the one it listens on")
+    short_circuit: bool = option(True, help="let processes of this host use a Unix socket in place of TCP")
     host: str = option("", help="name of this machine, for people; its host name by default")
     mgmtd: tuple[str, ...] = option(("tcp://127.0.0.1:7000",), help="addresses of all management daemons")
     data: str = option("/var/lib/fs3/meta", help="folder for its data, if the store is embedded")
@@ -93,6 +94,8 @@ async def _serve(config: MetaConfig, env: Env, started: Callable[[str], None], s
             tell_status(server, env, "meta", config.node_id)
             env.metrics.gauge("meta.store_embedded", not config.store)
             await nursery.start(server.serve, listener)
+            if config.short_circuit and (local := await env.transport.listen_locally(address)) is not None:
+                await nursery.start(server.serve, local)
             request = RegisterRequest(config.node_id, NodeKind.META, address, host, incarnation)
 
             async def apply(settings: MetaSettings) -> None:

@@ -52,6 +52,9 @@ class StorageConfig(StorageSettings):
     metrics: str = option("", help="HOST:PORT where Prometheus may fetch /metrics; none by default")
     tags: tuple[str, ...] = option((), help="labels such as rack=r7: replicas are spread over the racks that these name")
     targets_per_disk: int = option(4, help="targets of each disk; more are made when it grows", at_least=1, at_most=99)
+    short_circuit: bool = option(
+        True, help="let processes of this host, and other storage daemons here, use shared memory in place of TCP"
+    )
     direct_io: bool = option(
         False, help="read and write data past the page cache: for NVMe disks, where memory is needed for other things"
     )
@@ -144,6 +147,8 @@ async def serve(
             server = RpcServer(env, ServerLimits(bytes_max=256 * _MIB))
             service.bind(server)
             await nursery.start(server.serve, listener)
+            if config.short_circuit and (local := await env.transport.listen_locally(address)) is not None:
+                await nursery.start(server.serve, local)
             lease.poke()
             started(address)
     finally:

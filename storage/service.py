@@ -50,6 +50,7 @@ from fs3.errors import Code, FS3Error
 from fs3.routing import PublicState
 from fs3.rpc.server import Call, RpcServer
 from fs3.settings import StorageSettings
+from fs3.wire.frame import FLAG_SHARED
 
 from .admin import StorageAdmin
 from .disk import Space
@@ -228,6 +229,8 @@ class StorageService:
     async def _write(self, request: WriteRequest, call: Call) -> WriteReply:
         if len(request.updates) > WRITE_UPDATES_MAX:
             raise FS3Error(Code.INVALID, f"{len(request.updates)} updates in one request")
+        if call.frame.flags & FLAG_SHARED:
+            self._env.metrics.count("storage.shared_writes")
         reply = await write(self.node, request, await call.payload(), call.deadline)
         if self._env.rare("storage.write.reply-lost"):
             raise FS3Error(Code.CONNECTION_LOST, "storage.write.reply-lost")

@@ -77,7 +77,7 @@ class Call:
         return await self._session.connection.fetch(self.frame)
 
     def room(self, size: int) -> memoryview | None:
-        """The caller's memory for the reply's payload, if it can be had: pass just that to reply_payload, or nothing of it."""
+        """The caller's own memory for the reply's payload, if it can be had; see Connection.room."""
         return self._session.connection.room(self.frame, size)
 
     def reply_payload(self, parts: Sequence[Part], release: Callable[[], None] | None = None) -> None:

@@ -184,6 +184,49 @@ async def exposed_buffers_take_replies(subject: Subject) -> None:
         assert payload_of(await client.receive()) == b"another's" and into == before, "another reply's payload landed here"
 
 
+async def rooms_take_replies(subject: Subject) -> None:
+    """Whether the server may write to the client's own memory or not, the caller sees the same."""
+    async with connected(subject) as (client, server, _):
+        data = pattern(14, 2 * MIB)
+        into = memoryview(bytearray(len(data)))
+        for number, size in enumerate((1, 40_000, 2 * MIB, 2 * MIB, 1_000_000), 1):
+            into[:] = bytes(len(into))
+            client.expose(number, into[:size])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.send, request(number))
+                frame = await server.receive()
+            assert len(await server.fetch(frame)) == 0 and server.room(frame, size + 1) is None
+            room = server.room(frame, size)
+            if room is not None:
+                room[:] = data[:size]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.send, reply(number), [room if room is not None else data[:size]])
+                frame = await client.receive()
+            assert payload_of(frame) == data[:size] and frame.payload_length == size
+            assert into[:size] == data[:size] and not any(into[size : size + 1])
+            await client.withdraw(number)
+
+
+async def rooms_need_not_be_used(subject: Subject) -> None:
+    async with connected(subject) as (client, server, _):
+        data = pattern(15, MIB)
+        into = memoryview(bytearray(len(data)))
+        for number in range(1, 4):
+            client.expose(number, into)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.send, request(number), [data])
+                frame = await server.receive()
+            assert await server.fetch(frame) == data
+            room = server.room(frame, len(data))
+            if room is not None:
+                room[:] = b"x" * len(data)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.send, reply(number), [data[:70_000]] if number != 2 else [])
+                frame = await client.receive()
+            assert payload_of(frame) == (data[:70_000] if number != 2 else b"")
+            await client.withdraw(number)
+
+
 async def withdrawn_buffers_are_left_alone(subject: Subject) -> None:
     async with connected(subject) as (client, server, _):
         data = pattern(4, 24 * MIB)
@@ -421,6 +464,8 @@ CHECKS: tuple[Check, ...] = (
     file_slices_are_sent,
     short_file_ends_the_connection,
     exposed_buffers_take_replies,
+    rooms_take_replies,
+    rooms_need_not_be_used,
     withdrawn_buffers_are_left_alone,
     cancelled_receive_loses_nothing,
     cancelled_before_its_turn_sends_nothing,

@@ -102,6 +102,19 @@ class Connection(ABC):
     async def fetch(self, frame: Frame) -> memoryview:
         """Server side: the bulk payload of a received request; empty where it has none."""
 
+    def room(self, frame: Frame, size: int) -> memoryview | None:
+        """Server side: the client's own memory for the reply to a request, `size` bytes of it, where it can be written to.
+
+        To send it as the reply's only payload moves nothing. It is the client's again once the request is answered or
+        settled.
+        """
+        return None
+
+    def settle(self, frame: Frame) -> None:
+        """Server side: nobody here will touch a request's payload, or the room for its reply's, any more. To be called in
+        the end for each request whose frame has FLAG_SHARED, answered or not."""
+        return
+
     @abstractmethod
     async def aclose(self) -> None:
         """Close at once; pending sends and receives fail. Never raises, may run twice."""
@@ -132,3 +145,8 @@ class Transport(ABC):
     @abstractmethod
     async def listen(self, address: str) -> Listener:
         """Port 0 picks a free one. Raises FS3Error(CONFIG) where the address cannot be had, saying why."""
+
+    async def listen_locally(self, address: str) -> Listener | None:
+        """A shorter way for processes of this host that know us by this address; they find it by themselves. None where
+        there is no such way."""
+        return None

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from ..errors import ConfigError
 from .base import Connection, Listener, Transport
+from .local import LocalTransport
 from .tcp import TcpTransport
+
+logger = logging.getLogger("fs3.transport.registry")
 
 
 class Transports(Transport):
-    """Hands each address to the transport of its scheme. Raises ConfigError where there is none."""
+    """Hands each address to the transport of its scheme. Raises ConfigError where there is none.
 
-    def __init__(self, backends: Mapping[str, Transport] | None = None) -> None:
-        self._backends: dict[str, Transport] = dict(backends) if backends is not None else {"tcp": TcpTransport()}
+    short_circuit: go by shared memory where the daemon at an address offers that on this host.
+    """
+
+    def __init__(self, backends: Mapping[str, Transport] | None = None, *, short_circuit: bool = True) -> None:
+        self._local = LocalTransport() if short_circuit and backends is None else None
+        known = {"tcp": TcpTransport(), "local": self._local or LocalTransport()}
+        self._backends: dict[str, Transport] = dict(backends if backends is not None else known)
 
     async def connect(self, address: str) -> Connection:
-        return await self._backend(address).connect(address)
+        backend = self._backend(address)
+        connection = self._local.find(address) if self._local is not None else None
+        if connection is not None:
+            return connection
+        return await backend.connect(address)
+
+    async def listen_locally(self, address: str) -> Listener | None:
+        if self._local is None:
+            return None
+        try:
+            return self._local.listen_as(address)
+        except OSError as error:
+            logger.warning("%s: no shared memory for processes of this host: %s", address, error)
+            return None
 
     async def listen(self, address: str) -> Listener:
         return await self._backend(address).listen(address)

@@ -38,7 +38,7 @@ _KEPT_FRAMES_MAX = 2
 
 _BACKLOG = 1024
 _UNACKNOWLEDGED_MS_MAX = 20_000
-_KERNEL_BUFFER_SIZE = 2 * 1024 * 1024
+KERNEL_BUFFER_SIZE = 2 * 1024 * 1024
 """Of a socket, in each direction: a large payload leaves in one call and arrives in few. What the kernel would choose by
 itself starts so small that both sides wake up many times for each MiB."""
 _KEEPALIVE_S = 10
@@ -70,7 +70,8 @@ class TcpConnection(Connection):
         self._kept_size = 0
         self._turns: deque[trio.lowlevel.Task] = deque()  # wait to send, in order; not empty only while _sending
         self._closed = ""  # why, once it is
-        _tune(sock)
+        if sock.family != socket.AF_UNIX:
+            _tune(sock)
 
     # Sending
 
@@ -307,12 +308,16 @@ class TcpConnection(Connection):
 
     def _parse(self, count: int) -> list[Frame]:
         try:
-            return self._framer.received(count)
+            return self._received(self._framer.received(count))
         except ProtocolError as error:
             if not self._closed:
                 logger.warning("closed the connection with %s: %s", self.peer, error.message)
             self._close(error.message)
             raise
+
+    def _received(self, frames: list[Frame]) -> list[Frame]:
+        """What `receive` is to return of these. Raises ProtocolError."""
+        return frames
 
     def _allocate(self, frame: Frame) -> memoryview | Sequence[memoryview]:
         if frame.kind is Kind.REPLY:
@@ -472,8 +477,8 @@ def _format(name: tuple[str, int] | tuple[str, int, int, int]) -> str:
 
 def _size_buffers(sock: socket.socket) -> None:
     """Before the connection is made, which fixes how large its window can get; accepted sockets inherit the listener's."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BUFFER_SIZE)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _KERNEL_BUFFER_SIZE)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BUFFER_SIZE)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BUFFER_SIZE)
 
 
 def _tune(sock: socket.socket) -> None:

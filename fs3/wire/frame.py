@@ -26,6 +26,9 @@ HEADER_SIZE = HEADER.size + HEADER_CRC.size
 MAGIC = b"f3"
 VERSION = 1
 
+FLAG_SHARED = 0x8000
+"""The payload is no bulk data, but says where in shared memory that is; for transports that have such, others ignore it."""
+
 BODY_SIZE_MAX = 8 * 1024 * 1024
 PAYLOAD_SIZE_MAX = 64 * 1024 * 1024
 

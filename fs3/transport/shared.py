@@ -1,0 +1,96 @@
+"""Memory that two processes of one host share, for bulk data.
+
+Its owner, the client, makes it, hands out slots of it and decides when one may be used again. The other side gets the file
+descriptor; it trusts nothing in it: the size is sealed, and every offset is checked against it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+
+from ..errors import ProtocolError
+
+POOL_SIZE = 32 * 1024 * 1024
+"""Of one connection. Only what was used takes memory, and what was used last is used again first."""
+PEER_SIZE_MAX = 1024 * 1024 * 1024
+SLOT_SIZE_MIN = 64 * 1024
+SLOT_SIZE_MAX = 16 * 1024 * 1024
+
+
+class SharedPool:
+    """Sealed shared memory, cut into slots of powers of two."""
+
+    def __init__(self, size: int) -> None:
+        """Raises OSError where the system has none to give."""
+        self.size = size
+        self.fd = os.memfd_create("fs3-bulk", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.fd, size)
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            self._view = memoryview(mmap.mmap(self.fd, size))
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self._shelves: dict[int, list[int]] = {}  # free slots by size: their offsets
+        self._fresh = 0  # what lies behind was never handed out
+        self._taken = 0  # slots
+
+    def close_fd(self) -> None:
+        """The other side has its own; the memory stays."""
+        os.close(self.fd)
+        self.fd = -1
+
+    def take(self, size: int) -> int | None:
+        """The offset of a slot of `size` bytes, which hold anything; None where there is none left."""
+        rounded = _rounded(size)
+        if rounded > min(SLOT_SIZE_MAX, self.size):
+            return None
+        shelf = self._shelves.get(rounded)
+        if shelf:
+            self._taken += 1
+            return shelf.pop()
+        if self._fresh + rounded > self.size:
+            if self._taken:
+                return None
+            self._shelves.clear()  # nothing is in use, so it can be cut anew
+            self._fresh = 0
+        offset = self._fresh
+        self._fresh += rounded
+        self._taken += 1
+        return offset
+
+    def give_back(self, offset: int, size: int) -> None:
+        """A slot that neither side will touch any more. size: as it was taken."""
+        self._taken -= 1
+        self._shelves.setdefault(_rounded(size), []).append(offset)
+
+    def view(self, offset: int, size: int) -> memoryview:
+        return self._view[offset : offset + size]
+
+
+class PeerMemory:
+    """The other side's memory. Raises ProtocolError where it is not what it must be, OSError."""
+
+    def __init__(self, fd: int) -> None:
+        try:
+            seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        except OSError:
+            raise ProtocolError("what was offered as shared memory is none") from None
+        if not seals & fcntl.F_SEAL_SHRINK:  # else to touch what was cut off would kill us
+            raise ProtocolError("shared memory was offered that can shrink")
+        self.size = os.fstat(fd).st_size
+        if not 0 < self.size <= PEER_SIZE_MAX:
+            raise ProtocolError(f"shared memory of {self.size} bytes was offered")
+        self._view = memoryview(mmap.mmap(fd, self.size))
+
+    def view(self, offset: int, size: int) -> memoryview:
+        """Raises ProtocolError unless all of it lies inside."""
+        if offset > self.size or size > self.size - offset:
+            raise ProtocolError(f"{size} bytes at {offset} of shared memory of {self.size}")
+        return self._view[offset : offset + size]
+
+
+def _rounded(size: int) -> int:
+    return max(SLOT_SIZE_MIN, 1 << (size - 1).bit_length())

@@ -14,7 +14,18 @@ def drive(coroutine: Coroutine[Any, Any, T], blocked: Callable[[], None]) -> Gen
     """Await `coroutine`; call blocked() when it is about to wait for the first time. Returns what it returns."""
     try:
         trap = coroutine.send(None)
-        blocked()
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    blocked()
+    result = yield from resume(coroutine, trap)
+    return result
+
+
+@types.coroutine
+def resume(coroutine: Coroutine[Any, Any, T], trap: Any) -> Generator[Any, Any, T]:
+    """Await a coroutine that was begun by send(None), and gave `trap` to wait for. Returns what it returns."""
+    try:
         while True:
             try:
                 answer = yield trap

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 
@@ -154,7 +154,7 @@ class MetaService:
 
         server.handle(method, self._guarded(handle))
 
-    def _guarded(self, handle: Callable[[Req], Awaitable[Rep]]) -> Callable[[Req, Call], Awaitable[Rep]]:
+    def _guarded(self, handle: Callable[[Req], Awaitable[Rep]]) -> Callable[[Req, Call], Coroutine[Any, Any, Rep]]:
         """A handler: refuses while there is no root, and numbers that fit no key or value."""
 
         async def handler(request: Req, call: Call) -> Rep:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import trio
 
 from ..api.common import PING, Empty, ErrorBody, Method, Rep, Req
-from ..drive import drive
+from ..drive import resume
 from ..env import Env
 from ..errors import Code, FS3Error
 from ..metrics import Histogram
@@ -37,7 +37,7 @@ class Encoded:
     body: bytes
 
 
-Handler = Callable[[Any, "Call"], Awaitable[Any]]
+Handler = Callable[[Any, "Call"], Coroutine[Any, Any, Any]]
 
 _IDLE_WORKERS_MAX = 16
 """Workers that a connection keeps parked for the next handlers that wait."""
@@ -68,7 +68,7 @@ class Call:
         self.frame = frame
         self.parts: Sequence[Part] = ()
         self.release: Callable[[], None] | None = None
-        self.counted: int | None = None  # bytes that count against the connection's limits; None: the call does not
+        self.counted: int | None = None  # bytes that count against the connection's limits; None: it does not (yet)
         self.later: Later | None = None
         self._session = session
 
@@ -94,6 +94,7 @@ class Call:
         For questions that wait for news, thousands at once: they take no task, and their deadline is the holder's affair.
         """
         assert self.later is None and not self.parts and self.release is None
+        self._session.take_into_account(self)
         self.later = Later(self._session, self.frame, self.counted)
         return self.later
 
@@ -144,7 +145,9 @@ class RpcServer:
         self.handle(PING, _ping)
         watch(self)
 
-    def handle(self, method: Method[Req, Rep], handler: Callable[[Req, Call], Awaitable[Rep | Encoded | Later]]) -> None:
+    def handle(
+        self, method: Method[Req, Rep], handler: Callable[[Req, Call], Coroutine[Any, Any, Rep | Encoded | Later]]
+    ) -> None:
         """Let `handler` answer requests of `method`. What it raises goes to the caller: FS3Error as it is, else INTERNAL."""
         assert method.id not in self.handlers, f"two handlers for {method.name}"
         self.handlers[method.id] = (method, handler)
@@ -152,13 +155,13 @@ class RpcServer:
 
     def note(self, call: Call, kind: Kind, body: bytes) -> None:
         """A call was handled."""
-        method = call.frame.method
-        took_ns = int((self.env.monotonic() - call.arrived) * 1e9)
-        if method in self.timings:
-            self.timings[method].observe(took_ns)
-            if self.env.metrics.listeners:
-                told = described(self.handlers[method][0], call.frame.body, kind, body, call.peer, took_ns)
-                self.env.metrics.tell(told)
+        env, method = self.env, call.frame.method
+        timing = self.timings.get(method)
+        if timing is not None:
+            took_ns = int((env.monotonic() - call.arrived) * 1e9)
+            timing.observe(took_ns)
+            if env.metrics.listeners:
+                env.metrics.tell(described(self.handlers[method][0], call.frame.body, kind, body, call.peer, took_ns))
 
     async def serve(self, listener: Listener, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; handlers are cancelled with it. Closes the listener."""
@@ -209,18 +212,19 @@ class _Session:
         except FS3Error as error:
             logger.debug("reply to %s dropped: %s", self.connection.peer, error)
 
-    def admit(self, frame: Frame) -> Call:
-        """Take a received frame into account."""
-        call = Call(self, frame, self.server.env.monotonic())
-        if not frame.flags & FLAG_RELAYED:
+    def take_into_account(self, call: Call) -> None:
+        """Let a call count against the limits. One that is answered before anything else is received need not."""
+        frame = call.frame
+        if call.counted is None and not frame.flags & FLAG_RELAYED:
             self.count(1, frame.payload_length)
             call.counted = frame.payload_length
-        return call
 
     def hand_over(self) -> None:
         """The leader is about to wait: requests that are here already get workers, and one more worker leads."""
         while not self.full() and (frame := self.connection.ready()) is not None:
-            self._wake(self.admit(frame))
+            call = Call(self, frame, self.server.env.monotonic())
+            self.take_into_account(call)
+            self._wake(call)
         self._wake(None)
 
     def _wake(self, call: Call | None) -> None:
@@ -290,7 +294,6 @@ class _Worker:
         self.task: trio.lowlevel.Task | None = None
         self._session = session
         self._scope = trio.CancelScope()
-        self._deadline = 0.0
 
     async def run(self) -> None:
         try:
@@ -310,7 +313,7 @@ class _Worker:
                         await self._lead()
                     if self.call is not None:
                         call, self.call = self.call, None
-                        await drive(self._answer(call), self._blocked)
+                        await self._answer(call)
                     elif session.needs_idle():
                         await session.park(self)
                     else:
@@ -337,7 +340,7 @@ class _Worker:
                 session.server.env.metrics.count("rpc.deadline_exceeded")
                 return
             frame.timeout_ms -= int(waited_ms)
-        await drive(self._answer(session.admit(frame)), self._blocked)
+        await self._answer(Call(session, frame, session.server.env.monotonic()))
 
     async def _flush(self) -> None:
         """Let no reply wait for the next one, which may take long."""
@@ -346,23 +349,22 @@ class _Worker:
             if rest is not None:
                 await rest
 
-    def _blocked(self) -> None:
-        """The handler is about to wait for the first time: from here on its deadline cancels it, and another leads."""
+    def _blocked(self, call: Call) -> None:
+        """The call is about to wait for the first time: from here on its deadline cancels it, and another leads."""
+        self._session.take_into_account(call)
         if self.leads:
             self.leads = False
             self._session.hand_over()
-        self._set_deadline(self._deadline)
+        self._set_deadline(call.deadline)
 
     def _set_deadline(self, deadline: float) -> None:
-        """Be cancelled at this time of env's clock; but a leader never is, since nobody would receive any more."""
-        self._deadline = deadline
-        if not self.leads:
-            self._scope.deadline = trio.current_time() + (deadline - self._session.server.env.monotonic())
+        """Be cancelled at this time of env's clock; a leader must not be, since nobody would receive any more."""
+        assert not self.leads
+        self._scope.deadline = trio.current_time() + (deadline - self._session.server.env.monotonic())
 
     async def _answer(self, call: Call) -> None:
         session = self._session
         connection = session.connection
-        self._deadline = call.deadline
         try:
             if call.frame.kind is not Kind.REQUEST:
                 logger.warning("closed the connection with %s: it sent a reply to its server", call.peer)
@@ -373,18 +375,12 @@ class _Worker:
                 call.counted = None  # it goes on counting until it is answered
                 return
             session.server.note(call, kind, body)
-            parts = call.parts if kind is Kind.REPLY else ()
-            if parts and call.counted is not None:
-                size = sum([len(part) for part in parts])
-                session.count(0, size)
-                call.counted += size
             reply = Frame(kind, call.frame.method, 0, call.frame.request_id, 0, body)
+            parts = call.parts if kind is Kind.REPLY else ()
             # While requests are here already this worker leads on at once: their replies leave together.
             rest = connection.start_send(reply, parts, self.leads and connection.any_ready())
             if rest is not None:
-                # The work is done, and a frame that is cut short cuts off all other calls too: this has its own deadline.
-                self._set_deadline(session.server.env.monotonic() + session.server.limits.reply_timeout_ms / 1000)
-                await rest
+                await self._finish(call, parts, rest)
         except FS3Error as error:
             logger.debug("reply to %s dropped: %s", call.peer, error)
         except Exception:
@@ -398,6 +394,18 @@ class _Worker:
             if call.frame.flags & FLAG_SHARED:
                 connection.settle(call.frame)
 
+    async def _finish(self, call: Call, parts: Sequence[Part], rest: Awaitable[None]) -> None:
+        """Send the rest of a reply. The work is done, and a frame that is cut short cuts off all other calls too: so this
+        has a deadline of its own."""
+        self._blocked(call)
+        if call.counted is not None:
+            size = sum([len(part) for part in parts])
+            self._session.count(0, size)
+            call.counted += size
+        server = self._session.server
+        self._set_deadline(server.env.monotonic() + server.limits.reply_timeout_ms / 1000)
+        await rest
+
     async def _handle(self, call: Call) -> tuple[Kind, bytes | None]:
         """The kind and the body of the reply; no body where it comes later."""
         found = self._session.server.handlers.get(call.frame.method)
@@ -405,7 +413,14 @@ class _Worker:
             return Kind.ERROR, encode(ErrorBody.of(FS3Error(Code.UNKNOWN_METHOD, f"method {call.frame.method}")))
         method, handler = found
         try:
-            reply = await handler(decode(method.request, call.frame.body), call)
+            handling = handler(decode(method.request, call.frame.body), call)
+            try:
+                trap = handling.send(None)
+            except StopIteration as done:
+                reply = done.value
+            else:
+                self._blocked(call)
+                reply = await resume(handling, trap)
             return Kind.REPLY, None if type(reply) is Later else _body(reply)
         except FS3Error as error:
             return Kind.ERROR, encode(ErrorBody.of(error))

@@ -48,7 +48,7 @@ class NoChunks:
         return 0
 
 
-def _mgmtd() -> StaticMgmtd:
+def static_mgmtd() -> StaticMgmtd:
     mgmtd = StaticMgmtd(RoutingInfo(1, "bench", tables={1: Table(1, 1, (1, 2, 3), 3)}))
 
     async def config(request: object) -> ClusterConfigReply:
@@ -138,7 +138,7 @@ async def _main(arguments: argparse.Namespace, folder: Path) -> None:
     env = Env(Transports())
     url = "memory:" if arguments.store == "memory" else f"embedded:{folder / 'store'}"
     async with open_engine(url, env) as engine, trio.open_nursery() as nursery:
-        service = MetaService(env, engine, _mgmtd(), NoChunks(), nursery)
+        service = MetaService(env, engine, static_mgmtd(), NoChunks(), nursery)
         server = RpcServer(env)
         service.bind(server)
         await service.prepare()

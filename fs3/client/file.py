@@ -190,7 +190,8 @@ class FileClient(NameCalls):
     ) -> FileHandle:
         layout = attr.layout
         if attr.kind is not FileKind.FILE or layout is None:
-            raise FS3Error(Code.INVALID, f"inode {attr.inode} is no regular file")
+            code = Code.IS_DIRECTORY if attr.kind is FileKind.DIRECTORY else Code.INVALID
+            raise FS3Error(code, f"inode {attr.inode} is no regular file")
         table = table_of(self._mgmtd.routing, layout)
         if table is None:
             try:

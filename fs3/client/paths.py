@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from ..api.meta import Access, Attr, Caller, FileKind, RenameFlags
+from ..api.meta_locks import LOCK_END
 from ..checksum import Buffer
 from ..errors import Code, FS3Error
 from ..ids import ROOT_INODE
 from .batch import Range, Result, fetch_batch, first_error, pieces, read_batch, write_batch
 from .file import FileClient, FileHandle
+from .locks import Lock
 
 SYMLINKS_MAX = 40
 LISTING_LIMIT = 1024
@@ -50,6 +52,11 @@ class AsyncFile:
     def handle(self) -> FileHandle:
         return self._handle
 
+    @property
+    def length(self) -> int:
+        """Of the file, as far as this client knows: as it was at opening, at least."""
+        return self._handle.inode.length
+
     async def read_at(self, offset: int, length: int) -> memoryview:
         """Bytes at `offset`, fewer only at the end of the file."""
         return await self._client.read(self._handle, offset, length)
@@ -84,6 +91,11 @@ class Paths:
         self._client = client
         self._caller = caller if caller is not None else own_caller()
 
+    @property
+    def cluster(self) -> str:
+        """The id of the cluster."""
+        return self._client.cluster
+
     async def stat(self, path: str, *, follow: bool = True) -> Attr:
         return await self._resolve(path, follow)
 
@@ -117,6 +129,12 @@ class Paths:
 
     async def makedirs(self, path: str, mode: int = 0o777) -> None:
         """mkdir -p."""
+        try:
+            if (await self.stat(path)).kind is FileKind.DIRECTORY:
+                return
+        except FS3Error as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
         done = ""
         for part in _parts(os.fsencode(path)):
             done += "/" + os.fsdecode(part)
@@ -212,6 +230,25 @@ class Paths:
         """Open what AsyncFile.inode of an open file says, to read it."""
         return AsyncFile(self._client, await self._client.open(self._caller, inode, Access.READ))
 
+    @asynccontextmanager
+    async def lock(
+        self,
+        path: str,
+        *,
+        shared: bool = False,
+        offset: int = 0,
+        length: int | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[Lock]:
+        """A lock of a file or directory, or (offset, length) a range of its bytes, that excludes all clients of the cluster
+        which lock it too; see fs3.client.locks. Raises BUSY after timeout_s (None: never)."""
+        inode = (await self._resolve(path, True)).inode
+        end = LOCK_END if length is None else offset + length
+        async with self._client.locks.hold(
+            self._caller, inode, shared=shared, start=offset, end=end, timeout_s=timeout_s
+        ) as lock:
+            yield lock
+
     async def read_file(self, path: str) -> bytes:
         """The whole content."""
         async with self.open(path) as file:
@@ -263,29 +300,32 @@ class Paths:
         parts = _parts(os.fsencode(path))
         if not parts:
             raise FS3Error(Code.BUSY, "the root directory has no name")
-        directory = await self._walk(parts[:-1], True)
-        return directory.inode, parts[-1]
+        if len(parts) == 1:
+            return ROOT_INODE, parts[0]
+        return (await self._walk(parts[:-1], True)).inode, parts[-1]
 
     async def _resolve(self, path: str, follow: bool) -> Attr:
         return await self._walk(_parts(os.fsencode(path)), follow)
 
     async def _walk(self, parts: list[bytes], follow: bool) -> Attr:
-        attr = await self._client.getattr(ROOT_INODE)
         left = parts[::-1]
-        above = attr.inode
+        inode: int = ROOT_INODE
+        attr: Attr | None = None  # of inode, where it is known
         links = 0
         while left:
-            name = left.pop()
-            above = attr.inode
-            attr = await self._client.lookup(self._caller, above, name)
-            if attr.kind is FileKind.SYMLINK and (left or follow):
-                links += 1
-                if links > SYMLINKS_MAX:
-                    raise FS3Error(Code.LOOP, "too many symbolic links")
-                target = await self._client.readlink(attr.inode)
-                left.extend(_parts(target)[::-1])
-                attr = await self._client.getattr(ROOT_INODE if target.startswith(b"/") else above)
-        return attr
+            attr = await self._client.lookup(self._caller, inode, left.pop())
+            if attr.kind is not FileKind.SYMLINK or not (left or follow):
+                inode = attr.inode
+                continue
+            links += 1
+            if links > SYMLINKS_MAX:
+                raise FS3Error(Code.LOOP, "too many symbolic links")
+            target = await self._client.readlink(attr.inode)
+            left.extend(_parts(target)[::-1])
+            attr = None
+            if target.startswith(b"/"):
+                inode = ROOT_INODE
+        return attr if attr is not None else await self._client.getattr(inode)
 
 
 def _parts(path: bytes) -> list[bytes]:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from ..api.meta import Attr, Caller
+from ..api.meta import Attr, Caller, RenameFlags
 from ..checksum import Buffer
 from ..env import Env
 from ..errors import Code, FS3Error
@@ -30,6 +30,7 @@ from ..transport.base import Transport
 from ..transport.registry import Transports
 from .batch import Result
 from .connect import connect as connect_async
+from .locks import Lock
 from .paths import AsyncFile, Paths
 
 T = TypeVar("T")
@@ -243,6 +244,10 @@ class FileSystem:
                 raise
         return loop
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def close(self, timeout_s: float | None = None) -> None:
         """End it; close all files before. What a forked process does here does not touch the other's."""
         self._closed = True
@@ -269,8 +274,9 @@ class FileSystem:
         file = self.call(self.paths.open_file, path, mode, permissions)
         return File(self, file, mode.replace("b", ""))
 
-    def stat(self, path: str) -> Attr:
-        return self.call(self.paths.stat, path)
+    def stat(self, path: str, *, follow: bool = True) -> Attr:
+        paths = self.paths
+        return self.call(lambda: paths.stat(path, follow=follow))
 
     def exists(self, path: str) -> bool:
         return self.call(self.paths.exists, path)
@@ -296,8 +302,8 @@ class FileSystem:
     def rmtree(self, path: str) -> None:
         self.call(self.paths.rmtree, path)
 
-    def rename(self, path: str, new_path: str) -> None:
-        self.call(self.paths.rename, path, new_path)
+    def rename(self, path: str, new_path: str, flags: RenameFlags = RenameFlags.NONE) -> None:
+        self.call(self.paths.rename, path, new_path, flags)
 
     def symlink(self, target: str, path: str) -> None:
         self.call(self.paths.symlink, target, path)
@@ -319,6 +325,25 @@ class FileSystem:
 
     def truncate(self, path: str, length: int) -> None:
         self.call(self.paths.truncate, path, length)
+
+    @contextmanager
+    def lock(
+        self,
+        path: str,
+        *,
+        shared: bool = False,
+        offset: int = 0,
+        length: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[Lock]:
+        """A lock that excludes all clients of the cluster which lock it too; see fs3.client.paths. Its is_held() may be
+        called here, and nothing else of it."""
+        manager = self.paths.lock(path, shared=shared, offset=offset, length=length, timeout_s=timeout_s)
+        lock = self.call(manager.__aenter__)
+        try:
+            yield lock
+        finally:
+            self.call(manager.__aexit__, None, None, None)
 
     def read_file(self, path: str) -> bytes:
         return self.call(self.paths.read_file, path)
@@ -365,6 +390,9 @@ def shared(addresses: Sequence[str], caller: Caller | None = None) -> FileSystem
     """The client of that cluster that all of this process shares: it connects at its first call, and ends with it."""
     key = tuple(addresses), caller
     found = _shared.get(key)
+    if found is not None and found.closed:
+        _shared.pop(key, None)
+        found = None
     if found is None:
         found = _shared.setdefault(key, FileSystem(addresses, None, caller, timeout_s=CONNECT_S, ends_with_process=True))
     return found

@@ -41,8 +41,9 @@ with sync.connect(sys.argv[1].split(",")) as fs:
     file = fs.open("/open", "w")
     file.write(b"12345")
     file.flush()
-    print("open", flush=True)
-    time.sleep(600)
+    with fs.lock("/open", timeout_s=10):
+        print("open", flush=True)
+        time.sleep(600)
 """
 
 
@@ -135,7 +136,14 @@ def _sessions(made: Cluster) -> None:
         return all(row["state"] == "dead" for row in admin(made, "session", "list", "--client", client))
 
     wait_until(dead, "the client to be dead", 20)
-    assert admin(made, "session", "prune", client, "--yes")["ended"] == 1
+    (held,) = admin(made, "lock", "list", "--path", "/open")
+    assert (str(held["client"]), held["state"], held["mode"]) == (client, "dead", "exclusive")
+    words = ("lock", "--data", str(made.data), "--nonblock", "-E", "7", str(made.mount / "open"))
+    assert fs3(*words, "true").returncode == 7, "nobody else gets the lock of a client that may yet be alive"
+    assert admin(made, "session", "prune", client, "--yes")["ended"] == 2
+    done = fs3(*words, "--", "sh", "-c", "echo locked; exit 3")
+    assert (done.returncode, done.stdout) == (3, "locked\n"), done.stderr
+    assert admin(made, "lock", "list") == []
     assert admin(made, "session", "list", "--path", "/open") == []
     assert (made.mount / "open").read_bytes() == b"12345"
 

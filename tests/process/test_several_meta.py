@@ -118,7 +118,12 @@ class Load:
         async def append(turn: int) -> None:
             await log.write_at(0, RECORD % (b"c%d" % number, turn))
 
-        for work in (race, chain, exchange, link, tidy, cut, append):
+        async def count(turn: int) -> None:
+            """Read, and write one more, while nobody else does."""
+            async with paths.lock("/count"):
+                await paths.write_file("/count", b"%d" % (int(await paths.read_file("/count")) + 1))
+
+        for work in (race, chain, exchange, link, tidy, cut, append, count):
             nursery.start_soon(self.keep_at, f"{work.__name__}-{number}", work)
 
     @contextmanager
@@ -141,6 +146,7 @@ async def check(load: Load, paths: Paths) -> None:
     done = load.done
     first, second = load.won
     assert not set(first) & set(second)
+    assert int(await paths.read_file("/count")) == done["count-0"] + done["count-1"]
     raced = max(done["race-0"], done["race-1"])
     assert sorted(first + second) == list(range(raced))
     assert sorted(map(int, await paths.listdir("/race"))) == list(range(raced))
@@ -186,6 +192,7 @@ def test_both_are_killed_in_turn_under_load(made: SharedCluster) -> None:
                 clients = [Paths(one), Paths(two)]
                 await clients[0].makedirs("/race")
                 await clients[0].write_file("/log", b"")
+                await clients[0].write_file("/count", b"0")
                 async with trio.open_nursery() as nursery:
                     for number, paths in enumerate(clients):
                         await load.client(number, paths, nursery)

@@ -1,4 +1,4 @@
-"""`fs3 admin session list|prune` and `fs3 admin gc status`: who has files open, and what is left of removed ones."""
+"""`fs3 admin session list|prune`, `lock list`, `gc status`: who has files open or locked, what is left of removed ones."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ...api.meta_admin import (
     SessionInfo,
     TreeInfo,
 )
+from ...api.meta_locks import LIST_LOCKS, LOCK_END, ListLocksRequest, LockInfo
 from ...api.mgmtd import LIST_CLIENTS, ClientInfo
 from ...errors import FS3Error
 from ...ids import NodeKind
@@ -58,11 +59,10 @@ async def _sessions(cluster: Cluster, client: int, path: str | None, limit: int)
 def session_row(found: SessionInfo, clients: Mapping[int, ClientInfo], now_ns: int) -> Row:
     """age_s: since it was opened, by this machine's clock. kind: write, or hold: removed by its own mount while open."""
     client = clients.get(found.client)
-    state = "unknown" if client is None else "alive" if client.alive else "dead"
     return {
         "client": found.client,
         "host": client.host if client is not None else "",
-        "state": state,
+        "state": _state(client),
         "inode": found.inode,
         "kind": "hold" if found.hold else "write",
         "length": found.length,
@@ -87,15 +87,18 @@ def session_list(go: Admin, client: int, path: str | None, limit: int) -> None:
 @click.argument("client", type=int, metavar="CLIENT")
 @yes_option
 def session_prune(go: Admin, client: int, yes: bool) -> None:
-    """End all sessions of a client that is dead, now. They end by themselves a while after its death.
+    """End all sessions and locks of a client that is dead, now. They end by themselves a while after its death.
 
     Lengths of its files are settled from what their chains hold; those without a name are removed.
     """
     rows = go.visit(lambda cluster: _sessions(cluster, client, None, 1000))
+    locks = go.visit(lambda cluster: _locks(cluster, client, None, 1000))
     if not go.as_json:
         go.show(rows, lambda: rows_table(rows, "client host state inode kind length nlink uid age_s"))
+        if locks:
+            go.show(locks, lambda: rows_table(locks, LOCK_COLUMNS))
     ended = 0
-    if rows and go.confirmed(yes, "End them?"):
+    if (rows or locks) and go.confirmed(yes, "End them?"):
 
         async def prune(cluster: Cluster) -> int:
             files = Files(cluster)
@@ -103,7 +106,64 @@ def session_prune(go: Admin, client: int, yes: bool) -> None:
             return (await files.meta.call(PRUNE_SESSIONS, request, deadline=files.deadline)).ended
 
         ended = go.visit(prune)
-    go.show({"client": client, "sessions": len(rows), "ended": ended}, lambda: f"{ended} of {len(rows)} sessions ended")
+    count = len(rows) + len(locks)
+    row = {"client": client, "sessions": len(rows), "locks": len(locks), "ended": ended}
+    go.show(row, lambda: f"{ended} of {count} sessions and locks ended")
+
+
+@click.group("lock")
+def lock() -> None:
+    """Locks between clients, such as `fs3 lock` makes: list."""
+
+
+@command(lock, "list")
+@click.option("--client", type=int, default=0, metavar="ID", help="Only those of this client.")
+@click.option("--path", metavar="PATH", help="Only those of this file or directory.")
+@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="At most so many.")
+def lock_list(go: Admin, client: int, path: str | None, limit: int) -> None:
+    """List the locks: who has locked what. Those of a dead client end by themselves a while after its death."""
+    rows = go.visit(lambda cluster: _locks(cluster, client, path, limit))
+    go.show(rows, lambda: rows_table(rows, LOCK_COLUMNS))
+
+
+LOCK_COLUMNS = "client host state inode mode start length uid age_s"
+
+
+async def _locks(cluster: Cluster, client: int, path: str | None, limit: int) -> list[Row]:
+    files = Files(cluster)
+    inode = (await files.find(path)).inode if path is not None else 0
+    clients = {each.client: each for each in (await cluster.call(LIST_CLIENTS, Empty())).clients}
+    rows: list[Row] = []
+    after = b""
+    while len(rows) < limit:
+        request = ListLocksRequest(after, min(1000, limit - len(rows)), client, inode)
+        reply = await files.meta.call(LIST_LOCKS, request, deadline=files.deadline)
+        rows += [lock_row(each, clients, time.time_ns()) for each in reply.locks]
+        after = reply.after
+        if not after:
+            break
+    return rows
+
+
+def lock_row(found: LockInfo, clients: Mapping[int, ClientInfo], now_ns: int) -> Row:
+    """length: None for a lock of all behind start. age_s: since it was made, by this machine's clock."""
+    client = clients.get(found.client)
+    return {
+        "client": found.client,
+        "host": client.host if client is not None else "",
+        "state": _state(client),
+        "inode": found.inode,
+        "mode": found.mode.name.lower(),
+        "start": found.start,
+        "length": found.end - found.start if found.end < LOCK_END else None,
+        "uid": found.uid,
+        "age_s": max(0, (now_ns - found.since_ns) // 1_000_000_000),
+        "owner": found.owner,
+    }
+
+
+def _state(client: ClientInfo | None) -> str:
+    return "unknown" if client is None else "alive" if client.alive else "dead"
 
 
 @click.group("gc")
@@ -197,4 +257,4 @@ def gc_lines(row: Row) -> str:
     return "\n".join(lines)
 
 
-commands = (session, gc)
+commands = (session, lock, gc)

@@ -19,6 +19,7 @@ from . import recovery as recoveries
 from . import status as status_report
 from . import up as cluster
 from .admin import admin
+from .bench.command import bench
 from .completion import completion
 from .detach import detached
 from .folder import DataFolder
@@ -218,6 +219,7 @@ def umount(mount_point: Path, lazy: bool) -> None:
 
 cli.add_command(rmtree.rmtree)
 cli.add_command(lock.lock)
+cli.add_command(bench)
 cli.add_command(stats.stats)
 cli.add_command(profile.profile)
 cli.add_command(admin)

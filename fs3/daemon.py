@@ -27,7 +27,7 @@ import trio
 from . import config as configuration
 from . import log, prometheus
 from .api.common import STATUS, Empty, StatusReply
-from .env import Env
+from .env import Env, SystemEnv
 from .errors import Code, ConfigError, FS3Error
 from .rpc.server import Call, RpcServer
 
@@ -146,7 +146,7 @@ async def _until_signal(name: str, config: C, run: Callable[[C, Env, Callable[[s
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_at_signal, nursery.cancel_scope)
-            env = Env(Transports(short_circuit=getattr(config, "short_circuit", True)))
+            env = SystemEnv(Transports(short_circuit=getattr(config, "short_circuit", True)))
             if address := getattr(config, "metrics", ""):
                 await nursery.start(prometheus.serve, env, address)
             await run(config, env, started)

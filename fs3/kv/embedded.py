@@ -71,13 +71,14 @@ class EmbeddedEngine(KVEngine):
     def __init__(self, directory: StoreDirectory, clock: Callable[[], float]) -> None:
         self._directory = directory
         self._db: Any = directory.db
-        self._clock = clock
+        self.clock = clock
         self._head = _Written(set(), [])
         self._present: weakref.ref[_View] | None = None
         """The view of the present state, alive while some transaction reads it."""
         self._past: deque[weakref.ref[_View]] = deque()
         """Views of former states, by `ended`."""
-        self._failure: str | None = None
+        self.failure: str | None = None
+        """Why nothing can be done any more."""
         self._commits = 0
         self._synced_commits = 0
         self._syncing: trio.Event | None = None
@@ -130,8 +131,8 @@ class EmbeddedEngine(KVEngine):
             done.set()
 
     async def aclose(self) -> None:
-        if self._failure is None:
-            self._failure = f"the store {self._directory.path} is closed"
+        if self.failure is None:
+            self.failure = f"the store {self._directory.path} is closed"
         with trio.CancelScope(shield=True):
             while self._syncing is not None:
                 await self._syncing.wait()
@@ -145,16 +146,16 @@ class EmbeddedEngine(KVEngine):
             await trio.to_thread.run_sync(self._directory.close)
 
     def check_usable(self) -> None:
-        if self._failure is not None:
-            raise FS3Error(Code.KV_UNAVAILABLE, self._failure)
+        if self.failure is not None:
+            raise FS3Error(Code.KV_UNAVAILABLE, self.failure)
 
     def fail(self, why: str) -> FS3Error:
         """Refuse everything from now on: what is on disk is no longer known to be what was committed."""
-        if self._failure is None:
-            self._failure = f"the store {self._directory.path} {why}"
+        if self.failure is None:
+            self.failure = f"the store {self._directory.path} {why}"
             self._unsynced.set()  # so that `run` ends
-            logger.error("%s; it refuses everything until it is opened anew", self._failure)
-        return FS3Error(Code.KV_UNAVAILABLE, self._failure)
+            logger.error("%s; it refuses everything until it is opened anew", self.failure)
+        return FS3Error(Code.KV_UNAVAILABLE, self.failure)
 
     # What transactions use.
 
@@ -168,7 +169,8 @@ class EmbeddedEngine(KVEngine):
 
     def value(self, view: _View, key: bytes) -> bytes | None:
         """The value of a key in a view."""
-        self.check_usable()
+        if self.failure is not None:
+            self.check_usable()
         value: bytes | None
         try:
             if view.iterator is None:
@@ -255,7 +257,7 @@ class EmbeddedEngine(KVEngine):
         past = self._past
         if present is None and not past:
             return
-        now = self._clock()
+        now = self.clock()
         if present is not None:
             present.ended = now
             past.append(weakref.ref(present))
@@ -305,7 +307,9 @@ class EmbeddedTxn(Txn):
             delta = own
         elif self._cleared and contains(self._cleared, key):
             return None
-        view = self._start()
+        view = self._view
+        if view is None or self._engine.clock() - self._started > _AGE_MAX_S:
+            view = self._start()
         if not snapshot:
             self._read_keys.add(key)
         value = self._engine.value(view, key)
@@ -335,9 +339,10 @@ class EmbeddedTxn(Txn):
         return pairs
 
     def set(self, key: bytes, value: bytes) -> None:
-        assert self._usable
-        check_key(key)
-        check_value(value)
+        assert self._usable and key < KEY_END
+        if len(key) > KEY_SIZE_MAX or len(value) > VALUE_SIZE_MAX:
+            check_key(key)
+            check_value(value)
         self._writes[key] = value
 
     def clear(self, key: bytes) -> None:
@@ -377,7 +382,8 @@ class EmbeddedTxn(Txn):
     async def commit(self) -> None:
         assert self._usable
         self._usable = False
-        self._engine.check_usable()
+        if self._engine.failure is not None:
+            self._engine.check_usable()
         view, self._view = self._view, None
         if not (self._writes or self._cleared or self._touched):
             return
@@ -395,13 +401,13 @@ class EmbeddedTxn(Txn):
         view = self._view
         if view is None:
             view = self._view = self._engine.view()
-            self._started = self._engine._clock()
+            self._started = self._engine.clock()
         else:
             self._check_age()
         return view
 
     def _check_age(self) -> None:
-        if self._engine._clock() - self._started > _AGE_MAX_S:
+        if self._engine.clock() - self._started > _AGE_MAX_S:
             raise FS3Error(Code.TRANSACTION_TOO_OLD, f"older than {TRANSACTION_AGE_MAX_MS} ms")
 
     def _overlay(
@@ -447,9 +453,10 @@ class EmbeddedTxn(Txn):
 
     def _check_size(self) -> None:
         """Bytes of keys and values written, counting what was overwritten here once, and of conflict ranges."""
-        ranges = [*self._cleared, *self._cleared, *self._touched, *self._read_ranges]
-        if len(self._writes) + len(self._read_keys) + len(ranges) <= _SMALL_COUNT:
+        count = len(self._writes) + len(self._read_keys)
+        if count + 2 * len(self._cleared) + len(self._touched) + len(self._read_ranges) <= _SMALL_COUNT:
             return
+        ranges = [*self._cleared, *self._cleared, *self._touched, *self._read_ranges]
         size = sum(len(begin) + len(end) for begin, end in ranges)
         size += sum(2 * len(key) + 1 for key in self._read_keys)
         for key, value in self._writes.items():

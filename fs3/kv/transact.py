@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import trio
 
-from ..env import Env
+from ..env import Env, never
 from ..errors import Code, FS3Error
 from .base import KVEngine, Txn
 
@@ -51,6 +51,9 @@ async def transact(
         txn = engine.transaction()
         try:
             result = await body(txn)
+            if env.rare is never:
+                await txn.commit()
+                return result
             _fail(env, "kv.too-old", Code.TRANSACTION_TOO_OLD)
             _fail(env, "kv.conflict", Code.CONFLICT)
             await txn.commit()

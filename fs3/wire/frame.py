@@ -23,6 +23,7 @@ from ..errors import ProtocolError
 HEADER = struct.Struct("<2sBBHHQIII")
 HEADER_CRC = struct.Struct("<I")
 HEADER_SIZE = HEADER.size + HEADER_CRC.size
+_HEAD = struct.Struct(HEADER.format + HEADER_CRC.format[1:])
 MAGIC = b"f3"
 VERSION = 1
 
@@ -121,7 +122,7 @@ class Framer:
             self._end += count
             if self._end == len(self._staging):
                 self._size = _STAGING_SIZE
-        while (frame := self._parse()) is not None:
+        while self._end - self._start >= HEADER_SIZE and (frame := self._parse()) is not None:
             frames.append(frame)
         return frames
 
@@ -150,14 +151,12 @@ class Framer:
         self._staging, self._start, self._end = fresh, 0, pending
 
     def _parse(self) -> Frame | None:
-        """The next frame that lies whole in the staging buffer. Starts on a payload that does not."""
+        """The next frame that lies whole in the staging buffer, which holds a header at least. Starts on a payload that does
+        not."""
         start = self._start
         available = self._end - start
-        if available < HEADER_SIZE:
-            return None
-        magic, version, kind, method, flags, request_id, timeout_ms, body_length, payload_length = HEADER.unpack_from(
-            self._staging, start
-        )
+        head = bytes(self._staging[start : start + HEADER_SIZE])
+        magic, version, kind, method, flags, request_id, timeout_ms, body_length, payload_length, crc = _HEAD.unpack(head)
         if magic != MAGIC:
             raise ProtocolError(f"not an fs3 frame (starts with {magic!r})")
         if version != VERSION:
@@ -170,8 +169,7 @@ class Framer:
         if available < HEADER_SIZE + body_length:
             return None
         body = bytes(self._staging[body_at : body_at + body_length])
-        (expected,) = HEADER_CRC.unpack_from(self._staging, start + HEADER.size)
-        if crc32c(body, crc32c(self._staging[start : start + HEADER.size])) != expected:
+        if crc32c(body, crc32c(head[: HEADER.size])) != crc:
             raise ProtocolError("frame damaged (checksum of header and body)")
         frame = Frame(_KINDS[kind], method, flags, request_id, timeout_ms, body, None, payload_length)
         self._start = body_at + body_length

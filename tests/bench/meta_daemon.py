@@ -21,7 +21,7 @@ import trio
 
 from fs3.api import meta as api
 from fs3.api.common import PING, Empty, Method
-from fs3.env import Env
+from fs3.env import SystemEnv
 from fs3.ids import ROOT_INODE, RequestTag
 from fs3.kv.registry import open_engine
 from fs3.rpc.server import RpcServer
@@ -37,7 +37,7 @@ TIMEOUT_MS = 10_000
 
 
 async def serve(folder: Path) -> None:
-    env = Env(Transports())
+    env = SystemEnv(Transports())
     async with open_engine(f"embedded:{folder / 'store'}", env) as engine, trio.open_nursery() as nursery:
         service = MetaService(env, engine, static_mgmtd(), NoChunks(), nursery)
         server = RpcServer(env)

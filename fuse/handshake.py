@@ -19,11 +19,19 @@ from fs3.errors import Code, FS3Error
 
 logger = logging.getLogger("fs3.fuse.handshake")
 
+PARALLEL_DIROPS = 1 << 18
+"""Look-ups and listings in one directory need not wait for each other."""
 DONT_MASK = 1 << 6
 """The umask is left to us, which has to leave it out in directories that have a default ACL."""
 HANDLE_KILLPRIV_V2 = 1 << 28
 """Set-id bits and capabilities of a file that is written are our business: the kernel then remembers of a file that it has
 none, and asks for them no more before every write."""
+
+BACKGROUND_MAX = 64
+"""Requests that the kernel may have under way for its own purposes, such as reading ahead and writing back; by itself it
+takes 12, which are the windows of three sequential readers."""
+CONGESTED_FROM = 48
+"""So many of them, and it begins to hold back."""
 
 _INIT = 26
 _IN_HEADER = struct.Struct("<IIQQIIIHH")
@@ -31,6 +39,7 @@ _IN_FLAGS = _IN_HEADER.size + 12
 _OUT_HEADER = struct.Struct("<IiQ")
 _OUT_FLAGS = _OUT_HEADER.size + 12
 _FLAGS = struct.Struct("<I")
+_LIMITS = struct.Struct("<HH")
 _REQUEST_MAX = 1 << 20
 
 
@@ -42,11 +51,13 @@ def offered(request: bytes) -> int:
 
 
 def asking_for(reply: bytes, features: int) -> bytes:
-    """A reply to FUSE_INIT that asks for more. One that is an error, or from before there were features, stays as it is."""
-    if len(reply) < _OUT_FLAGS + _FLAGS.size or _OUT_HEADER.unpack_from(reply)[1] != 0:
+    """A reply to FUSE_INIT that asks for more features, and for our limits. One that is an error, or from before there were
+    such, stays as it is."""
+    if len(reply) < _OUT_FLAGS + _FLAGS.size + _LIMITS.size or _OUT_HEADER.unpack_from(reply)[1] != 0:
         return reply
     changed = bytearray(reply)
     _FLAGS.pack_into(changed, _OUT_FLAGS, _FLAGS.unpack_from(reply, _OUT_FLAGS)[0] | features)
+    _LIMITS.pack_into(changed, _OUT_FLAGS + _FLAGS.size, BACKGROUND_MAX, CONGESTED_FROM)
     return bytes(changed)
 
 

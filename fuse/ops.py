@@ -356,7 +356,9 @@ def mount(operations: Operations, mountpoint: str, options: set[str], env: Env) 
     except RuntimeError as error:
         raise FS3Error(Code.CONFIG, f"{mountpoint}: cannot be mounted: {error}") from None
     (descriptor,) = handshake.devices() - before
-    wanted = handshake.DONT_MASK | handshake.HANDLE_KILLPRIV_V2 if operations.enable_acl else 0
+    wanted = handshake.PARALLEL_DIROPS
+    if operations.enable_acl:
+        wanted |= handshake.DONT_MASK | handshake.HANDLE_KILLPRIV_V2
     env.direct = DirectWaits.here(descriptor)
     vars(pyfuse3)["trio"] = RequestLoopTrio(operations.turn, Handshake(descriptor, wanted), env.direct)
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from fs3.checksum import BLOCK_SIZE as CHECKSUMMED
 from fs3.client.file import FileClient
 from fs3.client.inode import OpenInode
 from fs3.errors import Code, FS3Error
@@ -18,6 +19,8 @@ from .streams import ReadPattern, Shares, Steps
 KernelStore = Callable[[int, int, memoryview], Awaitable[None]]
 """Puts bytes of an inode, at an offset, into the kernel's page cache."""
 
+WIDEN_FROM = 256 * 1024
+"""A read of this length is widened to the borders of what has a checksum of its own."""
 POOL_MAX = 64 * 1024 * 1024
 """Of memory that is used again and again for what is read: fresh memory costs more to touch than its bytes' transfer."""
 
@@ -69,7 +72,8 @@ class ReadAhead:
             return await self.direct(state, offset, length)
         first, last = offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE
         if sequential:
-            self._start(state, first, last, pattern)
+            if not self._start(state, first, last, pattern):
+                return await self.direct(state, offset, length)
         elif pattern.steps is not None:
             piece = self._step(state, pattern.steps, offset, length)
             if piece is not None:
@@ -87,9 +91,16 @@ class ReadAhead:
 
     async def direct(self, state: OpenInode, offset: int, length: int) -> memoryview:
         """Bytes at `offset` as they are now."""
-        into = self._buffers.take(length)
-        await self._client.read_chunks(state, offset, into)
-        return into
+        if length < WIDEN_FROM:
+            into = self._buffers.take(length)
+            await self._client.read_chunks(state, offset, into)
+            return into
+        # Whole checksummed blocks are served with the checksums that are stored; of a part they must be computed first.
+        start = offset - offset % CHECKSUMMED
+        stop = max(offset + length, min(state.length, offset + length + -(offset + length) % CHECKSUMMED))
+        into = self._buffers.take(stop - start)
+        await self._client.read_chunks(state, start, into)
+        return into[offset - start : offset - start + length]
 
     async def _gather(self, state: OpenInode, offset: int, length: int) -> memoryview:
         """A range over several blocks: copied together, with one direct read where any is missing."""
@@ -119,11 +130,14 @@ class ReadAhead:
             self._cache.drop(state.id, index, block)
         return block.buffer[within : within + length]
 
-    def _start(self, state: OpenInode, first: int, last: int, pattern: ReadPattern) -> None:
-        """Fetch the blocks that are wanted now and those ahead, as far as the reader's run so far justifies it."""
+    def _start(self, state: OpenInode, first: int, last: int, pattern: ReadPattern) -> bool:
+        """Fetch the blocks that are wanted now and those ahead, as far as the reader's run so far justifies it. False where
+        it does not justify whole blocks."""
         stream = pattern.stream
         assert stream is not None
         ahead = pattern.ahead(BLOCK_SIZE, min(self._depth, self._shares.of(stream, self._cache.capacity)))
+        if not ahead and not self._cache.has(state.id, first):
+            return False
         until = min((state.length - 1) // BLOCK_SIZE, (stream.next_offset + ahead - 1) // BLOCK_SIZE)
         for index in range(first, last + 1):
             if not self._cache.has(state.id, index):
@@ -132,8 +146,9 @@ class ReadAhead:
         # What lies before `fetched` was begun already: it is here, or was served and dropped.
         for index in range(max(stream.fetched, last + 1), until + 1):
             if not self._begin(state, index):
-                return
+                break
             stream.fetched = index + 1
+        return True
 
     def _step(self, state: OpenInode, steps: Steps, offset: int, length: int) -> _Block | None:
         """Fetch what a reader at equal distances will ask for next; returns what it asks for now, where that was fetched."""

@@ -1,0 +1,153 @@
+"""Data between processes of one host goes by shared memory: that it does, what it yields, and what daemons and clients leave
+behind that are killed in the middle."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from fs3.cli.folder import STORAGE_NODE_FIRST
+from fs3.client.connect import connect
+from fs3.client.paths import Paths
+from fs3.env import Env
+from fs3.transport.registry import Transports
+from tests.process.harness import REPOSITORY, Cluster, alive, cluster, wait_until, watchdog
+from tests.process.replicas import differences, metrics_of
+
+pytestmark = pytest.mark.process
+
+MIB = 1024 * 1024
+SIZE = 12 * MIB
+NODES = (STORAGE_NODE_FIRST, STORAGE_NODE_FIRST + 1)
+LIMIT_S = 90
+
+WRITER = """
+import sys, trio
+from fs3.env import Env
+from fs3.transport.registry import Transports
+from fs3.client.connect import connect
+from fs3.client.paths import Paths
+
+async def main():
+    async with connect(Env(Transports()), sys.argv[1:], "here") as client:
+        async with Paths(client).open("/killed", "w") as file:
+            while True:
+                for number in range(8):
+                    await file.write_at(number * 1048576, bytes([number]) * 1048576)
+                await file.sync()
+                print("round", flush=True)
+
+trio.run(main)
+"""
+
+
+@pytest.fixture(scope="module")
+def pair(fuse: None) -> Iterator[Cluster]:
+    with cluster(storages=2, replicas=2, lease_ms=3000) as made:
+        made.wait_serving()
+        yield made
+
+
+@asynccontextmanager
+async def client_of(made: Cluster, short_circuit: bool) -> AsyncIterator[Paths]:
+    async with connect(Env(Transports(short_circuit=short_circuit)), made.mgmtd(), "here") as client:
+        yield Paths(client)
+
+
+def shared(made: Cluster) -> tuple[int, int]:
+    """Reads and writes that went by shared memory so far, of all storage daemons."""
+    found = [metrics_of(made.mgmtd(), node) for node in NODES]
+    reads, writes = [sum([one.get(f"storage.shared_{what}", 0) for one in found]) for what in ("reads", "writes")]
+    return reads, writes
+
+
+async def read_whole(paths: Paths, name: str) -> bytes:
+    async with paths.open(name) as file:
+        pieces = [bytes(await file.read_at(at, MIB)) for at in range(0, SIZE, MIB)]
+    return b"".join(pieces)
+
+
+def test_the_short_way_is_taken_and_yields_the_same(pair: Cluster) -> None:
+    data = os.urandom(SIZE)
+
+    async def write_and_read(short_circuit: bool, name: str) -> None:
+        async with client_of(pair, short_circuit) as paths:
+            async with paths.open(name, "w") as file:
+                for at in range(0, SIZE, MIB):
+                    assert await file.write_at(at, data[at : at + MIB]) == MIB
+            assert await read_whole(paths, name) == data
+
+    with watchdog(pair, LIMIT_S):
+        before = shared(pair)
+        trio.run(write_and_read, True, "/short")
+        after = shared(pair)
+        # The first request of each connection goes the long way, before the daemon has said that it has the memory.
+        reads, writes = after[0] - before[0], after[1] - before[1]
+        assert reads >= SIZE // MIB - 2 * len(NODES) and writes >= 2 * (SIZE // MIB - 2 * len(NODES))
+        trio.run(write_and_read, False, "/long")
+        reads, writes = shared(pair)[0] - after[0], shared(pair)[1] - after[1]
+        assert reads == 0 and writes <= SIZE // MIB, "only the daemons among themselves"
+        for name in ("short", "long"):
+            assert (pair.mount / name).read_bytes() == data
+        assert shared(pair)[0] > after[0], "the mount takes it too"
+        assert not differences(pair.mgmtd())
+
+
+def test_a_daemon_killed_in_the_middle_fails_no_read(pair: Cluster) -> None:
+    data = os.urandom(SIZE)
+
+    async def run() -> None:
+        async with client_of(pair, True) as paths:
+            await paths.write_file("/read", data)
+            rounds = 0
+
+            async def read_on() -> None:
+                nonlocal rounds
+                while True:
+                    assert await read_whole(paths, "/read") == data
+                    rounds += 1
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(read_on)
+                for name in ("storage-1", "storage-2"):
+                    with trio.fail_after(LIMIT_S):
+                        wanted = rounds + 5
+                        while rounds < wanted:  # noqa: ASYNC110
+                            await trio.sleep(0.01)
+                        await trio.to_thread.run_sync(pair.kill, name)
+                        await trio.to_thread.run_sync(pair.wait_serving)
+                nursery.cancel_scope.cancel()
+            before = await trio.to_thread.run_sync(shared, pair)
+            await read_whole(paths, "/read")
+            assert (await trio.to_thread.run_sync(shared, pair))[0] > before[0], "the short way is found again"
+
+    with watchdog(pair, LIMIT_S):
+        trio.run(run)
+
+
+def test_a_client_killed_in_the_middle_hurts_nobody(pair: Cluster) -> None:
+    with watchdog(pair, LIMIT_S):
+        pids = {name: pair.pids()[name] for name in ("storage-1", "storage-2")}
+        for _ in range(2):
+            kill_a_writer(pair.mgmtd())
+        content = (pair.mount / "killed").read_bytes()
+        assert len(content) == 8 * MIB
+        for at in range(0, len(content), MIB):
+            assert content[at : at + MIB] == bytes([at // MIB]) * MIB
+        wait_until(lambda: not differences(pair.mgmtd()), "replicas to agree", 30)
+        assert all(map(alive, pids.values())) and {name: pair.pids()[name] for name in pids} == pids
+
+
+def kill_a_writer(mgmtd: Sequence[str]) -> None:
+    """kill -9 of a client in the middle of its writes."""
+    words = [sys.executable, "-c", WRITER, *mgmtd]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=REPOSITORY) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == b"round\n"
+        writer.kill()

@@ -1,8 +1,9 @@
 """Waiting for a descriptor on the spot, past trio's loop: for a process that mostly does one thing at a time.
 
-A trip through the loop costs more than what most requests of a mount take: it arms the descriptor, lets the task go, asks the
-kernel, finds the task again. A single poll() does as long as nothing else can be done meanwhile: no task can run, and nothing
-has come that the loop waits for, which its own descriptor tells. Timers may be late by as long as such waits last in a row.
+A trip through the loop costs more than what most requests of a mount take: it arms the descriptor, lets the task go, asks
+the kernel, finds the task again. A single poll() does as long as nothing else can be done meanwhile: no task can run, and
+nothing has come that the loop waits for, which its own descriptor tells. Timers may be late by as long as such waits last in
+a row.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class DirectWaiter:
             self._poll.register(each, select.POLLIN)
 
     def readable(self, timeout_ms: int | None = None) -> bool:
-        """Wait until it is readable, for timeout_ms or as long as all do. False where the loop is to do that, or has other things to do."""
+        """Wait until it is readable, for timeout_ms, or for as long as all do. False where the loop is to do that, or has
+        other things to do."""
         waits = self._waits
         if waits.in_a_row < IN_A_ROW_MAX and not waits.runnable:
             for found, _ in self._poll.poll(waits.timeout_ms if timeout_ms is None else timeout_ms):

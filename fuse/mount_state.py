@@ -16,6 +16,7 @@ from .handles import HandleTable, InodeTable, Name, OpenNames
 from .readahead import KernelStore, ReadAhead
 from .streams import ReadPattern
 from .watch import Watch
+from .walks import Walks
 from .writebehind import Told, WriteBehind, WriteBuffers
 
 
@@ -60,6 +61,7 @@ class MountState:
         self._files: HandleTable[OpenFile] = HandleTable()
         self._open_names = OpenNames()
         self._folders = Folders()
+        self._walks = Walks()
         self._opening = 0  # opens whose answer has not come
         self._removing: dict[Name, trio.Event] = {}  # names that are being removed without a hold
         self._read_ahead = ReadAhead(client, nursery, options.read_ahead, options.read_cache)
@@ -78,10 +80,11 @@ class MountState:
         self._read_ahead.kernel_store = store
         self._forget_attributes = forget_attributes
 
-    def _told(self, attr: Attr, parent: int, name: bytes) -> Attr:
+    def _told(self, attr: Attr, parent: int, name: bytes, age_s: float = 0.0) -> Attr:
+        """The kernel is told of a name. age_s: since meta was asked for its attributes, where that was not for this."""
         attr = self._buffered_view(attr)
         known = self._inodes.told(attr.inode, (parent, name))
-        known.bare_since = -math.inf if attr.xattrs else self._client.env.monotonic()
+        known.bare_since = -math.inf if attr.xattrs else self._client.env.monotonic() - age_s
         known.show(attr)
         if attr.kind is FileKind.FILE:
             self._open_names.seen(attr.inode, (parent, name), attr.nlink)

@@ -10,11 +10,12 @@ from typing import Any
 
 import trio
 
-from fs3.api.meta import Attr, Caller, FileKind, RenameFlags, RenameReply, XattrMode
+from fs3.api.meta import Attr, Caller, DirEntry, FileKind, RenameFlags, RenameReply, XattrMode
 from fs3.errors import Code, FS3Error
 
 from .handles import Name
 from .mount_state import MountState
+from .walks import Fetch
 
 logger = logging.getLogger("fs3.fuse.names")
 
@@ -28,6 +29,43 @@ class Names(MountState):
     async def lookup(self, caller: Caller, parent: int, name: bytes) -> Attr:
         attr = await self._client.lookup(caller, parent, name)
         return self._told(attr, parent, name)
+
+    async def find(self, caller: Caller, parent: int, name: bytes, life_s: float) -> tuple[Attr, float]:
+        """As lookup; also how long ago meta was asked, in seconds: up to life_s where programs ask for many names of a
+        directory, which are then fetched together. That a name is not there is never told from memory."""
+        walks, client = self._walks, self._client
+        now = client.env.monotonic()
+        known = walks.take(caller, parent, name, now, client.changes, life_s)
+        if known is None and life_s > 0:
+            fetch = walks.plan(caller, parent, name, now, client.changes)
+            if fetch is not None:
+                await self._fetch_page(fetch, parent)
+                now = client.env.monotonic()
+                known = walks.take(caller, parent, name, now, client.changes, life_s)
+        if known is not None and self._is_news(known[0]):
+            return self._told(client.seen(known[0]), parent, name, now - known[1]), now - known[1]
+        try:
+            attr = await client.lookup(caller, parent, name)
+        except FS3Error:
+            walks.looked_up(caller, parent, name, now, found=False)
+            raise
+        walks.looked_up(caller, parent, name, client.env.monotonic(), found=True)
+        return self._told(attr, parent, name), 0.0
+
+    async def _fetch_page(self, fetch: Fetch, parent: int) -> None:
+        """Get a page of a directory's entries, if that can be had."""
+        entries: tuple[DirEntry, ...] = ()
+        try:
+            entries = (await self._client.readdir(fetch.caller, parent, fetch.after, fetch.limit)).entries
+        except FS3Error as error:
+            logger.debug("directory %d: not read ahead: %s", parent, error)  # who may look up names may not list them
+        finally:
+            self._walks.fetched(fetch, entries)
+
+    def _is_news(self, attr: Attr) -> bool:
+        """Whether attributes out of a page are not older than what the kernel was told otherwise."""
+        known = self._inodes.get(attr.inode)
+        return known is None or attr.ctime_ns >= known.shown[0]
 
     def forget(self, inode: int, lookups: int) -> None:
         self._inodes.forget(inode, lookups)

@@ -29,6 +29,7 @@ from .contents import Opened
 from .fs import FileSystem
 from .handshake import Handshake
 from .loop import RequestLoopTrio, Turn
+from .walks import LIFE_S
 from .watch import Watch
 
 logger = logging.getLogger("fs3.fuse.ops")
@@ -133,7 +134,14 @@ class Operations(pyfuse3.Operations):
 
     @_posix
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return self._entry(await self._fs.lookup(self._caller(ctx), parent_inode, name))
+        life_s = min(LIFE_S, self.entry_timeout_s, self.attr_timeout_s)
+        attr, age_s = await self._fs.find(self._caller(ctx), parent_inode, name, life_s)
+        entry = self._entry(attr)
+        if age_s:
+            entry.entry_timeout -= age_s
+            if entry.attr_timeout:
+                entry.attr_timeout -= age_s
+        return entry
 
     @_posix
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:

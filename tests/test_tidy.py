@@ -55,7 +55,7 @@ PURE = {
         "records.py",
         "resync.py",
     ),
-    "fuse": ("handles.py", "cache.py", "streams.py"),
+    "fuse": ("handles.py", "cache.py", "streams.py", "walks.py"),
 }
 WORLD = {"trio", "time", "random", "os", "socket", "threading", "subprocess", "asyncio"}
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import trio
 
 from ..api.common import Method, Rep, Req
+from ..api.meta import RELEASE
 from ..env import Env
 from ..errors import Code, FS3Error
 from ..ids import NodeKind, RequestTag
@@ -76,7 +77,8 @@ class MetaClient:
         """Send the request that `make` builds around a fresh tag: done once, however often it has to be sent."""
         channel = self._channels.take()
         settled = False
-        self.changes += 1
+        seen = 0 if method is RELEASE else 1  # what it does shows nowhere
+        self.changes += seen
         try:
             reply = await self.call(method, make(channel.next_tag()), deadline=deadline)
             settled = True
@@ -85,7 +87,7 @@ class MetaClient:
             settled = action_for(error) is Action.GIVE_UP  # the daemon's answer, not our deadline
             raise
         finally:
-            self.changes += 1
+            self.changes += seen
             self._channels.give_back(channel, settled)
 
     def lane(self) -> Channel:

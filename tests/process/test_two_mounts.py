@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,38 @@ def test_names_and_attributes_show_after_their_time_outs(places: Places) -> None
     harness.wait_until(lambda: not (places.there / "f").exists(), "the old name to be gone", SEEN_S)
     (places.here / "g").unlink()
     harness.wait_until(lambda: os.listdir(places.there) == [], "the folder to be empty", SEEN_S)
+
+
+def test_who_walks_through_a_folder_sees_what_others_do_there(places: Places) -> None:
+    """Names are fetched ahead then: still every name that there is shows at once, and what changed after its time-out."""
+    names = [f"{number:03d}" for number in range(120)]
+    for name in names:
+        (places.here / name).write_bytes(b"x")
+    for name in names[:20]:
+        assert (places.there / name).stat().st_size == 1
+    for name in names[30:40]:
+        (places.here / name).unlink()
+        (places.here / f"{name}-new").write_bytes(b"new")
+        os.chmod(places.here / names[int(name) + 10], 0o600)
+        (places.here / names[int(name) + 20]).write_bytes(b"longer")
+    for name in names[30:40]:
+        assert (places.there / f"{name}-new").stat().st_size == 3
+        assert read_all(places.there / names[int(name) + 20]) == b"longer"
+        with pytest.raises(FileNotFoundError):  # also where stat(2) still knows it
+            read_all(places.there / name)
+    for name in names[20:]:
+        if name not in names[30:40]:
+            (places.there / name).stat()
+    harness.wait_until(lambda: not any((places.there / name).exists() for name in names[30:40]), "them to be gone", SEEN_S)
+    for name in names[40:50]:
+        harness.wait_until(partial(has_mode, places.there / name, 0o100600), "the mode", SEEN_S)
+    for name in names[:20]:
+        (places.there / name).chmod(0o640)
+        assert (places.there / name).stat().st_mode == 0o100640 == (places.strict / name).stat().st_mode
+
+
+def has_mode(path: Path, mode: int) -> bool:
+    return path.stat().st_mode == mode
 
 
 def mode_and_time(path: Path) -> tuple[int, float]:

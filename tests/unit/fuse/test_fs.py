@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from fs3.api.meta import Caller, FileKind, ReaddirReply, RenameFlags
+from fs3.api.meta import Attr, Caller, FileKind, ReaddirReply, RenameFlags
 from fs3.client.file import ROOT_CALLER as ROOT
 from fs3.client.file import FileClient
 from fs3.errors import Code, FS3Error
@@ -20,6 +20,7 @@ from fs3.ids import ROOT_INODE
 from fuse.cache import BLOCK_SIZE
 from fuse.fs import FileSystem
 from fuse.mount_state import FsOptions
+from fuse.walks import STREAK
 from tests.unit.client.live import CHUNK_SIZE, Live
 
 THROUGH = FsOptions(read_ahead=8 * CHUNK_SIZE, read_cache=16 * CHUNK_SIZE, write_behind=0)
@@ -475,3 +476,61 @@ async def test_a_folder_s_attributes_follow_what_is_done_in_it_without_asking(li
             assert fs.folder(folder, 60) is None
             await fs.getattr(folder)
             await known()
+
+
+async def test_names_asked_for_in_a_row_are_fetched_together(live: Live) -> None:
+    async with mount(live) as (fs, client), live.client() as other:
+        inodes = [await make(fs, b"%03d" % number) for number in range(50)]
+        fs.forget(inodes[45], 1)
+        asked = 0
+        lookup = client.lookup
+
+        async def counted(caller: Caller, parent: int, name: bytes) -> Attr:
+            nonlocal asked
+            asked += 1
+            return await lookup(caller, parent, name)
+
+        client.lookup = counted  # type: ignore[method-assign]
+        found = [await fs.find(ROOT, ROOT_INODE, b"%03d" % number, 5.0) for number in range(30)]
+        assert [attr.inode for attr, _ in found] == inodes[:30] and asked == STREAK
+        assert [age > 0 for _, age in found] == [False] * STREAK + [True] * 26
+        before = asked
+        # Names that others made are found at once, and no name is missing because a page lacks it.
+        await other.mknod(ROOT, ROOT_INODE, b"030a", FileKind.FILE, 0o644)
+        assert (await fs.find(ROOT, ROOT_INODE, b"030a", 5.0))[1] == 0.0
+        with pytest.raises(FS3Error) as caught:
+            await fs.find(ROOT, ROOT_INODE, b"030b", 5.0)
+        assert caught.value.code is Code.NOT_FOUND and asked == before + 2
+        # What this mount changed itself shows at once.
+        assert (await fs.find(ROOT, ROOT_INODE, b"031", 5.0))[1] > 0
+        await fs.setattr(ROOT, inodes[32], mode=0o600)
+        attr, age_s = await fs.find(ROOT, ROOT_INODE, b"032", 5.0)
+        assert attr.mode == 0o600 and age_s == 0.0
+        await fs.unlink(ROOT, ROOT_INODE, b"033")
+        with pytest.raises(FS3Error):
+            await fs.find(ROOT, ROOT_INODE, b"033", 5.0)
+        # Nothing is kept where nothing may be.
+        assert [(await fs.find(ROOT, ROOT_INODE, b"%03d" % n, 0.0))[1] for n in range(34, 44)] == [0.0] * 10
+
+
+async def test_what_an_open_showed_is_not_taken_back_by_an_older_page(live: Live) -> None:
+    async with mount(live) as (fs, _), live.client() as other:
+        inodes = [await make(fs, b"%03d" % number) for number in range(20)]
+        for number in range(STREAK + 1):
+            _, age_s = await fs.find(ROOT, ROOT_INODE, b"%03d" % number, 5.0)
+        assert age_s > 0, "a page has come"
+        await other.setattr(ROOT, inodes[10], mode=0o600)
+        opened = await fs.open(ROOT, inodes[10], os.O_RDONLY)
+        attr, age_s = await fs.find(ROOT, ROOT_INODE, b"010", 5.0)
+        assert attr.mode == 0o600 and age_s == 0.0
+        await fs.release(opened.handle)
+
+
+async def test_who_may_look_up_names_but_not_list_them_is_answered_one_by_one(live: Live) -> None:
+    async with mount(live) as (fs, _):
+        attr = await fs.mknod(ROOT, ROOT_INODE, b"closed", FileKind.DIRECTORY, 0o711)
+        for number in range(12):
+            await fs.mknod(ROOT, attr.inode, b"%03d" % number, FileKind.FILE, 0o644)
+        somebody = Caller(1000, 1000, (1000,))
+        for number in range(12):
+            assert (await fs.find(somebody, attr.inode, b"%03d" % number, 5.0))[1] == 0.0

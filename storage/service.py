@@ -15,6 +15,7 @@ from fs3.api.storage import (
     FETCH,
     LEARN_DONE,
     QUERY,
+    QUERY_LISTED_MAX,
     READ,
     READ_RANGES_MAX,
     REMOVE_FILE,
@@ -47,6 +48,7 @@ from fs3.api.storage import (
 )
 from fs3.env import Env
 from fs3.errors import Code, FS3Error
+from fs3.ids import U64_MAX, ChunkId
 from fs3.routing import PublicState
 from fs3.rpc.server import Call, RpcServer
 from fs3.settings import StorageSettings
@@ -276,6 +278,8 @@ class StorageService:
         target = self.node.target(role)
         if role.head:
             await complete_file(self.node, target, request.inode, request.first_index, call.deadline)
+        if request.listed > 0:
+            return _listed(target, request)
         chunks = target.engine.chunks_of(request.inode, request.first_index)
         if not chunks:
             return QueryReply(0, -1, 0, 0)
@@ -342,3 +346,22 @@ class StorageService:
         """Close the engines, once nothing runs any more."""
         for target in self.node.targets.values():
             target.engine.close()
+
+
+def _listed(target: LocalTarget, request: QueryRequest) -> QueryReply:
+    """The answer to a query that asks for the chunks one by one."""
+    inode, first = request.inode, request.first_index
+    after = ChunkId(inode, first - 1) if first else ChunkId(inode - 1, U64_MAX)
+    metas, more = target.engine.dump(after, ChunkId(inode, U64_MAX), min(request.listed, QUERY_LISTED_MAX))
+    found = [meta for meta in metas if meta.version]
+    last = metas[-1].chunk.index if metas else -1
+    lengths = tuple([meta.length for meta in found])
+    return QueryReply(
+        len(found),
+        last,
+        metas[-1].length if metas else 0,
+        sum(lengths),
+        tuple([m.chunk.index for m in found]),
+        lengths,
+        more,
+    )

@@ -136,23 +136,32 @@ class SyncReply:
 
 @dataclass(frozen=True, slots=True)
 class QueryRequest:
-    """What a file has on a chain. first_index: leave out chunks before it."""
+    """What a file has on a chain. first_index: leave out chunks before it. listed: at most so many of them are told one by
+    one, and then only of these the rest is told."""
 
     chain: int
     chain_version: int
     target: int
     inode: int
     first_index: int = 0
+    listed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class QueryReply:
-    """chunks: how many. last_index: -1 when there are none; last_length: of that chunk. bytes: in all."""
+    """chunks: how many. last_index: -1 when there are none; last_length: of that chunk. bytes: in all. indices, lengths: of
+    each chunk in order, if asked for; more: there are others behind them. (Daemons that tell none are older.)"""
 
     chunks: int
     last_index: int
     last_length: int
     bytes: int
+    indices: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+    more: bool = False
+
+
+QUERY_LISTED_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import trio
 from ..api.common import Method, Rep, Req
 from ..api.storage import (
     QUERY,
+    QUERY_LISTED_MAX,
     READ,
     READ_RANGES_MAX,
     REMOVE_FILE,
@@ -460,6 +461,22 @@ class StorageClient:
             return await self._rpc.call(address, QUERY, request, deadline=limit)
 
         return await self._at_head(f"query of inode {inode}", chain, send, deadline)
+
+    async def chunk_lengths(
+        self, chain: int, inode: int, first_index: int, *, deadline: float
+    ) -> tuple[dict[int, int], int]:
+        """The lengths of a file's chunks on a chain by their indices, of some of them from first_index on; and the index
+        from which to ask on, -1 where these were all. Raises NOT_SUPPORTED where the daemon is older."""
+
+        async def send(address: str, info: Chain, head: int, limit: float) -> QueryReply:
+            request = QueryRequest(chain, info.version, head, inode, first_index, QUERY_LISTED_MAX)
+            return await self._rpc.call(address, QUERY, request, deadline=limit)
+
+        reply = await self._at_head(f"query of inode {inode}", chain, send, deadline)
+        if len(reply.indices) != reply.chunks:
+            raise FS3Error(Code.NOT_SUPPORTED, "a storage daemon is older than this client and does not list chunks")
+        found = dict(zip(reply.indices, reply.lengths, strict=True))
+        return found, reply.last_index + 1 if reply.more else -1
 
     async def sync(self, chain: int, chunks: Sequence[ChunkId], *, deadline: float) -> None:
         """Make chunks durable on every serving replica of a chain; no chunks given means all that the chain holds."""

@@ -1,8 +1,10 @@
-"""Many files: `python -m tests.bench.many [--files 1000000] [--directories 1|10000]`.
+"""Many files: `python -m tests.bench.many [--files 1000000] [--directories 1|10000] [--sized]`.
 
 Starts a cluster of its own by `fs3 up`, fills it over RPC with many requests in flight (a mount asks one by one), and
 measures: the rate of filling, latency of lookups, the time and memory that a listing through the mount takes, how long
-`rmtree` takes to return, how fast what is left goes, and what a lookup waits meanwhile. Memory is resident set size.
+`rmtree` takes to return, how fast what is left goes, and what a lookup waits meanwhile. Memory is resident set size. With
+--sized files have a length, so that the collector asks for the chunks of each (there are none): how fast is that, and does
+it slow down behind what it has removed?
 """
 
 from __future__ import annotations
@@ -21,8 +23,23 @@ from random import Random
 import trio
 
 from fs3.api.common import Empty
-from fs3.api.meta import LOOKUP, MKNOD, RMTREE, STATFS, Caller, FileKind, LookupRequest, MknodRequest, RmtreeRequest
-from fs3.api.meta_admin import LIST_TREES, ListTreesRequest
+from fs3.api.meta import (
+    CLOSE,
+    CREATE,
+    LOOKUP,
+    MKNOD,
+    RMTREE,
+    STATFS,
+    Access,
+    Caller,
+    CloseRequest,
+    CreateRequest,
+    FileKind,
+    LookupRequest,
+    MknodRequest,
+    RmtreeRequest,
+)
+from fs3.api.meta_admin import GC_STATUS, LIST_TREES, ListTreesRequest
 from fs3.cli.admin.common import Cluster, cluster
 from fs3.cli.admin.files import Files
 from fs3.cli.options import addresses
@@ -90,6 +107,7 @@ class Bench:
         self._files = options.files
         self._directories = options.directories
         self._at_once = options.at_once
+        self._sized = options.sized
         self._inodes: list[int] = []  # of the directories with files
         self._top = 0
 
@@ -97,6 +115,17 @@ class Bench:
         mode = 0o755 if kind is FileKind.DIRECTORY else 0o644
         made = await self._meta.change(MKNOD, lambda tag: MknodRequest(tag, CALLER, parent, name, kind, mode))
         return made.attr.inode
+
+    async def _make_file(self, parent: int, name: bytes) -> None:
+        if not self._sized:
+            await self._make(parent, name, FileKind.FILE)
+            return
+        client = 1 << 40  # that mgmtd does not know
+        made = await self._meta.change(
+            CREATE, lambda tag: CreateRequest(tag, CALLER, client, parent, name, 0o644, Access.WRITE, True, False, 1)
+        )
+        number = made.attr.inode
+        await self._meta.change(CLOSE, lambda tag: CloseRequest(tag, client, number, 1, 1, 0, True))
 
     async def _each(self, count: int, act: Callable[[int], object]) -> float:
         """act(0) to act(count - 1), so many at once; returns the seconds that it took."""
@@ -126,7 +155,7 @@ class Bench:
             say("make directories", f"{self._directories / seconds:.0f} /s")
 
         async def file(number: int) -> None:
-            await self._make(self._inodes[number % len(self._inodes)], file_name(number), FileKind.FILE)
+            await self._make_file(self._inodes[number % len(self._inodes)], file_name(number))
             if number % (self._files // 4) == self._files // 4 - 1:
                 say(f"meta at {number + 1} files", f"{self._memory.mib():.0f} MiB")
 
@@ -170,10 +199,33 @@ class Bench:
             "names are removed in the background", f"{names / seconds:.0f} /s ({seconds:.0f} s), {queued} directories queued"
         )
         say("look up meanwhile", latency(took))
+        await self._collect(began, aside)
         files = (await self._meta.call(STATFS, Empty())).files
         if files != 3:
             raise BenchError(f"{files} inodes are left")
         say("meta at the end", f"{self._memory.mib():.0f} MiB, at most {self._memory.mib('VmHWM'):.0f} MiB")
+
+    async def _collect(self, began: float, aside: int) -> None:
+        """Wait until all that was removed is collected."""
+        took = []
+        while True:
+            status = await self._meta.call(GC_STATUS, Empty())
+            if not status.files:
+                break
+            for _ in range(20):
+                took.append(await self._look_up(aside, b"file"))
+                await trio.sleep(0.02)
+        if not took:
+            return
+        seconds = time.monotonic() - began
+        say("files are collected", f"{self._files / seconds:.0f} /s ({seconds:.0f} s)")
+        say("look up meanwhile", latency(took))
+        status_took = []
+        for _ in range(10):
+            start = time.monotonic()
+            await self._meta.call(GC_STATUS, Empty())
+            status_took.append(1000 * (time.monotonic() - start))
+        say("a look at the empty queue", latency(status_took))
 
 
 def latency(took: list[float]) -> str:
@@ -225,6 +277,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--directories", type=int, default=1, help="over which the files are spread")
     parser.add_argument("--at-once", type=int, default=64, help="requests in flight while it is filled")
+    parser.add_argument("--sized", action="store_true", help="files of one byte, whose chunks have to be collected")
     parser.add_argument("--scratch", type=Path, help="where the cluster's folder goes (default: that of temporary files)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fs3-many-", dir=options.scratch) as home:

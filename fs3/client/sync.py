@@ -86,6 +86,9 @@ class _Loop:
         if self._error is not None:
             raise self._error
 
+    def runs_here(self) -> bool:
+        return threading.current_thread() is self._thread
+
     def call(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         try:
             return trio.from_thread.run(function, *arguments, trio_token=self._token)
@@ -198,9 +201,19 @@ class File(io.RawIOBase):
         if not self.closed:
             try:
                 if self._pid == os.getpid():  # else it is the other process's to close
-                    self._call(AsyncFile.close)
+                    self._close()
             finally:
                 super().close()
+
+    def _close(self) -> None:
+        if self._fs.runs_here():  # the garbage collector does not care in which thread it works
+            trio.lowlevel.spawn_system_task(self._file.close)
+            return
+        try:
+            self._call(AsyncFile.close)
+        except FS3Error as error:
+            if error.code is not Code.SHUTTING_DOWN or self.writable():
+                raise  # else the client ended before its files, and nothing is lost
 
 
 class FileSystem:
@@ -247,6 +260,11 @@ class FileSystem:
     @property
     def closed(self) -> bool:
         return self._closed
+
+    def runs_here(self) -> bool:
+        """Whether this is the thread in which the client runs, where no call may wait for it."""
+        loop = self._loops.get(os.getpid())
+        return loop is not None and loop.runs_here()
 
     def close(self, timeout_s: float | None = None) -> None:
         """End it; close all files before. What a forked process does here does not touch the other's."""

@@ -155,6 +155,15 @@ class ChunkReads(Engine):
             values[-1] = crc32c(data[len(data) - (len(view) - behind - (count - 1) * BLOCK_SIZE) :])
         return tuple(values)
 
+    async def prefetch(self, chunk: ChunkId) -> tuple[int, bool]:
+        record = self._table.find(chunk)
+        version = record.committed if record is not None else None
+        if record is None or version is None or version.slot is None or record.damaged or not version.length:
+            return 0, True
+        length = version.length
+        cached = await self._contents.prefetch(version)
+        return (length if cached else 0), cached
+
     async def read_whole(self, chunk: ChunkId, *, pending: bool) -> memoryview:
         record = self._table.find(chunk)
         assert record is not None

@@ -133,6 +133,11 @@ class Contents:
             overlay(into, start, slot.patches, version.last_patch)
         return True
 
+    async def prefetch(self, version: StoredVersion) -> bool:
+        """Read a version's bytes into the page cache; whether there is one."""
+        assert version.slot is not None
+        return await self._files.prefetch(version.slot, version.length)
+
     # Writing
 
     async def build(self, record: Record | None, update: Update, made: StoredVersion, data: memoryview) -> Patch | None:

@@ -172,6 +172,17 @@ class DataFiles:
             entry.users -= 1
             self.unpin(slot)
 
+    async def prefetch(self, slot: Slot, length: int) -> bool:
+        """Read the start of a slot into the page cache, if there is one. The slot is pinned meanwhile."""
+        entry = self.file(slot)
+        file = self._use(entry)
+        slot.pins += 1
+        try:
+            return await file.prefetch(_start(slot), length)
+        finally:
+            entry.users -= 1
+            self.unpin(slot)
+
     async def write(self, slot: Slot, offset: int, pieces: Sequence[Piece]) -> int:
         """Write pieces one behind the other; returns the count of writes that has them."""
         entry = self.file(slot)

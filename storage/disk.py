@@ -38,6 +38,10 @@ class DiskFile(ABC):
         """Fill `into` from the disk itself, past what is in memory, where that can be."""
         await self.read(offset, into)
 
+    async def prefetch(self, offset: int, length: int) -> bool:
+        """Read a range into the page cache; whether there is one."""
+        return False
+
     @abstractmethod
     def read_blocking(self, offset: int, into: memoryview) -> None:
         """Fill `into`; all tasks wait."""

@@ -126,6 +126,19 @@ class LinuxFile(DiskFile):
         except OSError as error:
             raise self._unread(error) from None
 
+    async def prefetch(self, offset: int, length: int) -> bool:
+        def run() -> None:
+            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)  # all at once, and the next line waits
+            scratch = memoryview(bytearray(min(length, _PIECE)))
+            for start in range(offset, offset + length, _PIECE):
+                self._read_rest(start, scratch[: offset + length - start])
+
+        try:
+            await trio.to_thread.run_sync(run)
+        except OSError as error:
+            raise self._unread(error) from None
+        return True
+
     def read_blocking(self, offset: int, into: memoryview) -> None:
         try:
             self._read_rest(offset, into)
@@ -237,6 +250,9 @@ class DirectFile(LinuxFile):
 
     async def read_medium(self, offset: int, into: memoryview) -> None:
         await self.read(offset, into)
+
+    async def prefetch(self, offset: int, length: int) -> bool:
+        return False
 
     def _read_direct(self, offset: int, into: memoryview) -> None:
         done = 0

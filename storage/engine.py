@@ -75,6 +75,11 @@ class Engine(ABC):
         """All of the pending or the committed version, verified. The caller holds the chunk's lock."""
 
     @abstractmethod
+    async def prefetch(self, chunk: ChunkId) -> tuple[int, bool]:
+        """Read a chunk's committed version from the disk into memory, without looking at it. How many bytes that were, and
+        whether this disk is read by way of a page cache at all."""
+
+    @abstractmethod
     def pending(self) -> list[ChunkId]:
         """The chunks that have a pending version."""
 

@@ -8,6 +8,8 @@ from ..ids import ChunkId
 from .common import Method
 from .storage import ChunkMeta
 
+PREFETCH_INODES_MAX = 1000
+"""Files in one request."""
 LIST_CHUNKS_MAX = 2000
 """Chunks in one reply."""
 
@@ -33,4 +35,25 @@ class ListChunksReply:
     crcs: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class PrefetchRequest:
+    """Files whose chunks on a target are to be read into memory, from an index on in the first of them."""
+
+    target: int
+    inodes: tuple[int, ...]
+    first_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchReply:
+    """done: how many of the files are through; next_index: where to go on in the one after those. size: bytes that are in
+    memory now. cached: whether the disk is read by way of a page cache at all; else nothing was done."""
+
+    done: int
+    next_index: int
+    size: int
+    cached: bool = True
+
+
 LIST_CHUNKS = Method(320, "storage.list_chunks", ListChunksRequest, ListChunksReply)
+PREFETCH = Method(321, "storage.prefetch", PrefetchRequest, PrefetchReply)

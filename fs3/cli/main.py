@@ -14,7 +14,7 @@ import trio
 
 from ..daemon import EXIT_CONFIG, EXIT_ERROR, EXIT_OK, version
 from ..errors import Code, FS3Error
-from . import access, formatting, lock, mounting, profile, rmtree, stats
+from . import access, formatting, lock, mounting, profile, rmtree, stats, warmup
 from . import recovery as recoveries
 from . import status as status_report
 from . import up as cluster
@@ -222,6 +222,7 @@ cli.add_command(lock.lock)
 cli.add_command(bench)
 cli.add_command(stats.stats)
 cli.add_command(profile.profile)
+cli.add_command(warmup.warmup)
 cli.add_command(admin)
 cli.add_command(completion)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from fs3.api.storage_admin import LIST_CHUNKS, ListChunksRequest
+from fs3.api.storage_admin import LIST_CHUNKS, PREFETCH, ListChunksRequest, PrefetchReply, PrefetchRequest
 from fs3.checksum import block_checksums, crc32c
 from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId
+from storage import admin
 from storage.admin import content_crc
 from tests.unit.storage.support import MIB, OFFLINE, SERVING, cluster
 
@@ -46,3 +48,52 @@ async def test_chunks_are_listed_whatever_the_chain(tmp_path: Path) -> None:
         with pytest.raises(FS3Error) as caught:
             await c.rpc.call(address, LIST_CHUNKS, ListChunksRequest(1), deadline=deadline)
         assert caught.value.code is Code.UNKNOWN_TARGET
+
+
+def drop_pages(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+async def test_files_are_read_into_memory_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cluster(tmp_path, 1) as c:
+        for chunk in (ChunkId(5, 0), ChunkId(5, 2), ChunkId(5, 9), ChunkId(7, 0)):
+            await c.write(chunk, 0, b"x" * (100_000 + chunk.index))
+        target = c.replicas[0].service.node.targets[1]
+        await target.engine.sync()
+        drop_pages(tmp_path)
+
+        async def prefetch(*inodes: int, first: int = 0) -> PrefetchReply:
+            return await c.rpc.call(
+                c.replicas[0].address, PREFETCH, PrefetchRequest(1, inodes, first), deadline=c.env.monotonic() + 5
+            )
+
+        assert await prefetch(5, 6, 7) == PrefetchReply(3, 0, 400_011)
+        for chunk in (ChunkId(5, 0), ChunkId(5, 2), ChunkId(5, 9), ChunkId(7, 0)):
+            assert target.engine.read_now(chunk, 0, memoryview(bytearray(100_000))) is not None, "it is in memory now"
+        assert await prefetch(5, 7, first=2) == PrefetchReply(2, 0, 300_011)
+        monkeypatch.setattr(admin, "PREFETCH_S", 0.0)
+        reply = await prefetch(5, 7)
+        sizes = reply.size
+        while reply.done < 1:
+            reply = await prefetch(5, 7, first=reply.next_index)
+            sizes += reply.size
+        assert sizes >= 300_011 and c.replicas[0].service.node.env.metrics.counters["storage.prefetched_bytes"] > 0
+        with pytest.raises(FS3Error, match="not here"):
+            await c.rpc.call(c.replicas[0].address, PREFETCH, PrefetchRequest(3, (5,)), deadline=c.env.monotonic() + 5)
+
+
+async def test_disks_without_a_page_cache_say_so(tmp_path: Path) -> None:
+    async with cluster(tmp_path, 1) as c:
+        await c.write(ChunkId(5, 0), 0, b"x" * 1000)
+        node = c.replicas[0].service.node
+        node.targets[1].engine.prefetch = _uncached  # type: ignore[method-assign]
+        request = PrefetchRequest(1, (5, 6))
+        reply = await c.rpc.call(c.replicas[0].address, PREFETCH, request, deadline=c.env.monotonic() + 5)
+        assert reply == PrefetchReply(2, 0, 0, False)
+
+
+async def _uncached(chunk: ChunkId) -> tuple[int, bool]:
+    return 0, False

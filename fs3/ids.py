@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NewType
 
+from .quick import quick
+
 NodeId = NewType("NodeId", int)
 TargetId = NewType("TargetId", int)
 ChainId = NewType("ChainId", int)
@@ -31,6 +33,7 @@ class NodeKind(IntEnum):
     CLIENT = 4
 
 
+@quick
 @dataclass(frozen=True, slots=True, order=True)
 class ChunkId:
     """One chunk of one file: the file's inode and the chunk's index in the file (offset // chunk_size)."""
@@ -48,6 +51,7 @@ class ChunkId:
         return ChunkId(inode, index)
 
 
+@quick
 @dataclass(frozen=True, slots=True, order=True)
 class RequestTag:
     """Names one mutating request for ever, so that a retry is recognised and done once.

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .ids import U64_MAX
+from .quick import quick
 
 CHUNK_SIZE_MIN = 64 * 1024
 CHUNK_SIZE_MAX = 64 * 1024 * 1024
 FILE_LENGTH_MAX = (1 << 63) - 1
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class FileLayout:
     """How one file is cut and spread; fixed when the file is made.
@@ -32,6 +34,7 @@ class FileLayout:
     seed: int
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Extent:
     """A piece of a file's byte range that lies in one chunk. Lengths and offsets in bytes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from fs3.api.meta import NAME_SIZE_MAX, Attr, Caller
 from fs3.errors import Code, FS3Error
 from fs3.kv.base import Txn
@@ -20,6 +22,9 @@ from .schema import (
     unpack_entry,
     unpack_times,
 )
+
+_UNPACKED_MAX = 1024
+"""Directories whose values are kept as they were unpacked last."""
 
 
 class IntentPending(Exception):
@@ -61,12 +66,21 @@ async def in_order(txn: Txn, inode: int) -> Inode:
     return found
 
 
+@lru_cache(maxsize=_UNPACKED_MAX)
+def _unpacked(inode: int, value: bytes) -> Inode:
+    """The value of a directory's INOD changes seldom: its times and its link count stand elsewhere."""
+    return Inode.unpack(inode, value)
+
+
 async def directory(txn: Txn, inode: int, caller: Caller) -> Inode:
-    """A directory in which the caller may look up names. Raises NOT_FOUND (removed), NOT_DIRECTORY, PERMISSION_DENIED."""
+    """A directory in which the caller may look up names; others share the object, so it must not be changed.
+
+    Raises NOT_FOUND (removed), NOT_DIRECTORY, PERMISSION_DENIED.
+    """
     value = await txn.get(inode_key(inode))
     if value is None:
         raise FS3Error(Code.NOT_FOUND, f"directory {inode} is gone")
-    found = Inode.unpack(inode, value)
+    found = _unpacked(inode, value)
     if found.kind != DIRECTORY:
         raise FS3Error(Code.NOT_DIRECTORY, f"inode {inode} is no directory")
     if found.flags & INODE_DOOMED:

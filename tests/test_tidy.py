@@ -20,6 +20,7 @@ FUNCTION_LINES_MAX = 72
 PURE = {
     "fs3": (
         "ids.py",
+        "quick.py",
         "errors.py",
         "layout.py",
         "routing.py",

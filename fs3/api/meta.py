@@ -11,6 +11,7 @@ from enum import IntEnum
 
 from ..ids import RequestTag
 from ..layout import FileLayout
+from ..quick import quick
 from .common import Empty, Method
 
 NAME_SIZE_MAX = 255
@@ -27,6 +28,7 @@ class FileKind(IntEnum):
     BLOCK_DEVICE = 7
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Whose rights count. groups: all the groups of the process, its primary one included. umask: for new files."""
@@ -37,6 +39,7 @@ class Caller:
     umask: int = 0
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Attr:
     """An inode. length in bytes (a symlink's: of its target). parent: of directories, else 0. truncate_version grows
@@ -69,6 +72,7 @@ class AttrReply:
     attr: Attr
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class LookupRequest:
     """`.` and `..` are names too. NOT_FOUND, NOT_DIRECTORY, PERMISSION_DENIED (no search right), NAME_TOO_LONG."""
@@ -85,6 +89,7 @@ class GetattrRequest:
     inode: int
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class SetattrRequest:
     """None leaves a field alone. atime_now / mtime_now set the server's time (and need only write permission).
@@ -107,6 +112,7 @@ class SetattrRequest:
     by_handle: bool = False
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class MknodRequest:
     """Make a directory entry and inode: mkdir (DIRECTORY), symlink (SYMLINK, with target), mknod (any other kind).
@@ -130,6 +136,7 @@ class Access(IntEnum):
     READ_WRITE = 3
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class CreateRequest:
     """open(O_CREAT): make the file unless it exists (EXISTS if exclusive), and open it, in one transaction.
@@ -149,6 +156,7 @@ class CreateRequest:
     session: int
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
     """Open by inode. Checks permission. A WRITE or READ_WRITE open makes a session that holds the file's data until it
@@ -171,6 +179,7 @@ class OpenReply:
     created: bool = False
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class CloseRequest:
     """Ends a session and settles the length: `length_hint` is the end of what this session wrote at truncate_version
@@ -187,6 +196,7 @@ class CloseRequest:
     sparse: bool = False
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class ReportRequest:
     """What CloseRequest reports, while the file stays open: every second, and at fsync.
@@ -205,6 +215,7 @@ class ReportRequest:
     sparse: bool = False
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class RemoveRequest:
     """unlink (directory=False: IS_DIRECTORY on one) or rmdir (directory=True: NOT_DIRECTORY, NOT_EMPTY).
@@ -236,6 +247,7 @@ class RenameFlags(IntEnum):
     EXCHANGE = 2
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class RenameRequest:
     """hold: as in RemoveRequest, for a file that is replaced."""
@@ -289,6 +301,7 @@ class ReaddirRequest:
     limit: int
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class DirEntry:
     name: bytes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 from fs3.api.common import Empty
 from fs3.api.meta import (
     NAME_SIZE_MAX,
@@ -25,7 +27,7 @@ async def lookup(ctx: Context, txn: Txn, request: LookupRequest) -> AttrReply:
     parent = await resolve.directory(txn, request.parent, request.caller)
     name = request.name
     if name == b".":
-        return AttrReply(await resolve.attr(txn, parent))
+        return AttrReply(await resolve.attr(txn, copy(parent)))
     if name == b"..":
         above = await resolve.load(txn, parent.parent)
         assert above is not None, f"directory {parent.id} is in directory {parent.parent}, which does not exist"

@@ -14,7 +14,7 @@ import trio
 
 from ..daemon import EXIT_CONFIG, EXIT_ERROR, EXIT_OK, version
 from ..errors import Code, FS3Error
-from . import access, formatting, lock, mounting, profile, rmtree, stats, warmup
+from . import access, formatting, lock, mounting, profile, ranges, rmtree, stats, warmup
 from . import recovery as recoveries
 from . import status as status_report
 from . import up as cluster
@@ -219,6 +219,8 @@ def umount(mount_point: Path, lazy: bool) -> None:
 
 cli.add_command(rmtree.rmtree)
 cli.add_command(lock.lock)
+for _command in ranges.commands:
+    cli.add_command(_command)
 cli.add_command(bench)
 cli.add_command(stats.stats)
 cli.add_command(profile.profile)

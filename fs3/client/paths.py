@@ -12,6 +12,7 @@ from ..api.meta_locks import LOCK_END
 from ..checksum import Buffer
 from ..errors import Code, FS3Error
 from ..ids import ROOT_INODE
+from . import ranges
 from .batch import Range, Result, fetch_batch, first_error, pieces, read_batch, write_batch
 from .file import FileClient, FileHandle
 from .locks import Lock
@@ -75,6 +76,26 @@ class AsyncFile:
     async def sync(self) -> None:
         """fsync."""
         await self._client.fsync(self._handle)
+
+    async def data_ranges(self, offset: int = 0, length: int | None = None) -> list[tuple[int, int]]:
+        """(offset, length) of what is data, in order, in a range or to the file's end; the rest are holes."""
+        return await ranges.data_ranges(self._client, self._handle, offset, length)
+
+    async def punch(self, offset: int, length: int) -> None:
+        """Make a range a hole: zeros that take no space. The file's length stays."""
+        await ranges.punch(self._client, self._handle, offset, length)
+
+    async def zero_range(self, offset: int, length: int, *, keep_size: bool = False) -> None:
+        """The same, and make the file longer where it ends before, unless keep_size."""
+        await ranges.zero_range(self._client, self._handle, offset, length, keep_size=keep_size)
+
+    async def allocate(self, offset: int, length: int, *, keep_size: bool = False) -> None:
+        """fallocate(2), but that no space is reserved: it is looked whether there is enough."""
+        await ranges.allocate(self._client, self._handle, offset, length, keep_size=keep_size)
+
+    async def copy_to(self, offset: int, target: AsyncFile, target_offset: int, length: int) -> int:
+        """copy_file_range(2) into a file of the same client, which may be this one; holes stay holes."""
+        return await ranges.copy_range(self._client, self._handle, offset, target.handle, target_offset, length)
 
     async def stat(self) -> Attr:
         return await self._client.getattr(self.inode)
@@ -229,6 +250,16 @@ class Paths:
     async def open_inode(self, inode: int) -> AsyncFile:
         """Open what AsyncFile.inode of an open file says, to read it."""
         return AsyncFile(self._client, await self._client.open(self._caller, inode, Access.READ))
+
+    async def copy_file(self, path: str, new_path: str) -> int:
+        """Make, or replace, a file with the content of another one, holes as holes, and its mode; returns its length."""
+        async with self.open(path) as source:
+            found = await source.stat()
+            async with self.open(new_path, "r+" if await self.exists(new_path) else "x", found.mode & 0o777) as target:
+                if target.inode == source.inode:
+                    raise FS3Error(Code.INVALID, f"{path} and {new_path} are the same file")
+                await target.truncate(0)
+                return await source.copy_to(0, target, 0, found.length)
 
     @asynccontextmanager
     async def lock(

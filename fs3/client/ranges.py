@@ -139,10 +139,11 @@ def _within(state: OpenInode, offset: int, end: int, index: int) -> list[Extent]
 async def zero_range(client: FileClient, handle: FileHandle, offset: int, length: int, *, keep_size: bool = False) -> None:
     """Make a range zeros that take no space, and the file longer where that needs it unless keep_size, as with
     FALLOC_FL_ZERO_RANGE."""
+    _writable(handle)
     end = _check(offset, length)
-    await punch(client, handle, offset, length)
     if not keep_size:
-        await _grow(client, handle, end)
+        await _grow(client, handle, end)  # first, since the chunk with the file's end stays
+    await punch(client, handle, offset, length)
 
 
 async def allocate(client: FileClient, handle: FileHandle, offset: int, length: int, *, keep_size: bool = False) -> None:

@@ -17,6 +17,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
@@ -194,6 +195,21 @@ class File(io.RawIOBase):
         """fsync."""
         self._call(AsyncFile.sync)
 
+    def data_ranges(self, offset: int = 0, length: int | None = None) -> list[tuple[int, int]]:
+        return self._call(AsyncFile.data_ranges, offset, length)
+
+    def punch(self, offset: int, length: int) -> None:
+        self._call(AsyncFile.punch, offset, length)
+
+    def zero_range(self, offset: int, length: int, *, keep_size: bool = False) -> None:
+        self._call(partial(AsyncFile.zero_range, keep_size=keep_size), offset, length)
+
+    def allocate(self, offset: int, length: int, *, keep_size: bool = False) -> None:
+        self._call(partial(AsyncFile.allocate, keep_size=keep_size), offset, length)
+
+    def copy_to(self, offset: int, target: File, target_offset: int, length: int) -> int:
+        return self._call(AsyncFile.copy_to, offset, target.opened(), target_offset, length)
+
     def stat(self) -> Attr:
         return self._call(AsyncFile.stat)
 
@@ -343,6 +359,9 @@ class FileSystem:
 
     def truncate(self, path: str, length: int) -> None:
         self.call(self.paths.truncate, path, length)
+
+    def copy_file(self, path: str, new_path: str) -> int:
+        return self.call(self.paths.copy_file, path, new_path)
 
     @contextmanager
     def lock(

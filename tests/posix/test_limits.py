@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import json
 import mmap
 import os
 import sys
@@ -12,9 +13,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from fs3.cli.main import cli
+from fs3.errors import FS3Error
 from tests.posix import operations as ops
 from tests.process import harness
 
@@ -87,6 +92,32 @@ def test_ranges_are_copied(mounted: Path) -> None:
         while os.copy_file_range(source, target, 3 * MIB):
             pass
         assert (mounted / "g").read_bytes() == ops.pattern(3, 3 * MIB)
+
+
+def test_what_the_kernel_passes_on_to_nobody_is_done_without_it(shared_cluster: harness.Cluster, mounted: Path) -> None:
+    def fs3(*words: str | Path) -> Any:
+        done = CliRunner().invoke(cli, [*map(str, words), "--data", str(shared_cluster.data), "--json"])
+        assert done.exit_code == 0, f"{words}: {done.output} {done.exception}"
+        return json.loads(done.stdout)
+
+    path, data = mounted / "f", bytearray(ops.pattern(3, 4 * MIB))
+    path.write_bytes(data)
+    assert fs3("fallocate", "--punch-hole", "--offset", "1000", "--length", "2MiB", path)["used_bytes"] < 4 * MIB
+    data[1000 : 1000 + 2 * MIB] = bytes(2 * MIB)
+    assert path.read_bytes() == data
+    fs3("fallocate", "--zero-range", "--offset", "3MiB", "--length", "7MiB", path)
+    data[3 * MIB :] = bytes(7 * MIB)
+    assert path.read_bytes() == data and path.stat().st_blocks == 2 * MIB // 512
+    fs3("fallocate", "--length", str(11 * MIB), path)
+    kinds = [(row["kind"], row["offset"], row["length"]) for row in fs3("holes", path)]
+    hole, end = ("hole", MIB, MIB), ("hole", 3 * MIB, 8 * MIB)
+    assert kinds == [("data", 0, MIB), hole, ("data", 2 * MIB, MIB), end]
+    (mounted / "d").mkdir()
+    assert fs3("cp", path, mounted / "d")["length_bytes"] == 11 * MIB
+    assert (mounted / "d" / "f").read_bytes() == path.read_bytes() == data + bytes(MIB)
+    assert (mounted / "d" / "f").stat().st_blocks == path.stat().st_blocks
+    refused = CliRunner().invoke(cli, ["cp", str(path), str(path), "--data", str(shared_cluster.data)])
+    assert isinstance(refused.exception, FS3Error) and "same file" in str(refused.exception)
 
 
 def test_no_ioctls(mounted: Path) -> None:

@@ -240,6 +240,7 @@ KINDS = {
             "atime": "it is part of how this mount was made",
             "xattrs": "the kernel asks once, and keeps to the answer until it is mounted anew",
             "write_behind": "it decides what a crash may lose, which is for who mounts to decide",
+            "writeback": "it is part of how this mount was made",
             "strict": "files that are open would go on as they were opened",
             "short_circuit": "it is asked for when a connection is made",
             "state": "it is read before the mount registers",

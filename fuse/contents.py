@@ -42,7 +42,7 @@ class Contents(MountState):
                 await self._removing[name].wait()
         self._opening += 1
         try:
-            file = await self._client.open(caller, inode, access, truncate=truncate, append=bool(flags & os.O_APPEND))
+            file = await self._client.open(caller, inode, access, truncate=truncate, append=self._appends(flags))
             self._note_open(file)
         finally:
             self._opening -= 1
@@ -61,9 +61,11 @@ class Contents(MountState):
         try:
             file = await self._client.create(
                 caller, parent, name, mode, _access(flags), exclusive=bool(flags & os.O_EXCL),
-                truncate=bool(flags & os.O_TRUNC), append=bool(flags & os.O_APPEND),
+                truncate=bool(flags & os.O_TRUNC), append=self._appends(flags),
             )  # fmt: skip
             known = self._inodes.told(file.inode.id, (parent, name))
+            if known.lookups == 1:
+                known.length = file.inode.attr.length
             if not file.inode.attr.xattrs:
                 known.bare_since = self._client.env.monotonic()
             self._note_open(file)
@@ -77,6 +79,11 @@ class Contents(MountState):
         known.show(attr)
         return self._opened(file, flags), attr
 
+    def _appends(self, flags: int) -> bool:
+        """Whether meta is to say where writes land. Not with writeback: the kernel sends what it kept by any descriptor that
+        may write, without saying so to us."""
+        return bool(flags & os.O_APPEND) and not self._options.writeback
+
     def _note_open(self, file: FileHandle) -> None:
         """From now on the names of a file are those of an open one."""
         attr = file.inode.attr
@@ -87,7 +94,10 @@ class Contents(MountState):
     def _opened(self, file: FileHandle, flags: int) -> Opened:
         """Register a handle; decide whether the kernel may keep the pages that it has."""
         state = file.inode
-        past_kernel = self._options.strict or bool(flags & os.O_APPEND)
+        if self._options.writeback:
+            past_kernel = self._unlike_kernel(file, bool(flags & os.O_TRUNC))
+        else:
+            past_kernel = self._options.strict or file.append
         direct = past_kernel or bool(flags & os.O_DIRECT)
         entry = OpenFile(file, ReadPattern(), direct, bool(flags & os.O_DSYNC), state.attr.data_version)
         if file.writable and self._options.write_behind and not direct:
@@ -107,6 +117,15 @@ class Contents(MountState):
             if known is not None:
                 known.cache_version = version
         return Opened(self._files.add(entry), keep and not past_kernel, past_kernel)
+
+    def _unlike_kernel(self, file: FileHandle, truncated: bool) -> bool:
+        """With writeback: whether others gave a file a length that the kernel would not learn of."""
+        known = self._inodes.get(file.inode.id)
+        if known is None:
+            return False
+        if truncated:
+            known.length = 0
+        return known.length != file.inode.length
 
     async def read(self, handle: int, offset: int, length: int) -> memoryview:
         """Bytes of a file; short only at its end."""
@@ -150,6 +169,10 @@ class Contents(MountState):
             elif self._options.strict:
                 await self._client.flush(entry.file)
         self._read_ahead.wrote(state, offset, len(data))
+        if self._options.writeback:
+            known = self._inodes.get(state.id)
+            if known is not None and offset + len(data) > known.length:
+                known.length = offset + len(data)
         return len(data)
 
     async def flush(self, handle: int) -> None:

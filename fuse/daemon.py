@@ -32,6 +32,9 @@ from .mount_state import FsOptions
 
 logger = logging.getLogger("fs3.fuse.daemon")
 
+DIRTY_SHARE = 40
+"""With writeback: percent of the pages that this host lets be dirty that files of the mount may take up before writers wait.
+The kernel gives FUSE 1 %."""
 UNMOUNT_S = 8.0
 """How long a stop waits for the kernel to write back and let go, before files that are open lose their mount."""
 
@@ -59,6 +62,11 @@ class MountConfig(ClientSettings):
         help="gather writes in memory and send them in the background: faster, but a crash of this daemon loses"
         " what was written and not yet synced or closed",
     )
+    writeback: bool = option(
+        False,
+        help="let the kernel keep what was written and send it later: much faster for small writes; a crash of this daemon"
+        " or of the host loses what was not yet synced or closed, and no other mount may change the same files meanwhile",
+    )
     strict: bool = option(
         False,
         help="show what other mounts did at once and always: names, attributes and content are asked of the cluster each"
@@ -76,6 +84,8 @@ class MountConfig(ClientSettings):
 
 async def run(config: MountConfig, env: Env, started: Callable[[str], None]) -> None:
     """Mount and serve. Cancelled, it unmounts cleanly: what programs wrote is sent and settled first."""
+    if config.writeback and (config.strict or config.write_behind):
+        raise ConfigError("writeback excludes strict, which keeps nothing, and write_behind, which does the same in the mount")
     mountpoint = await trio.to_thread.run_sync(_prepare, config.mount)
     identity = IdentityFile(Path(config.state)) if config.state else None
     stop = trio.Event()
@@ -129,6 +139,7 @@ async def _serve(
                 callers = Callers(env.monotonic, groups_of_process)
                 settings = client.settings
                 handlers = ops.Operations(fs, callers, *_timeouts_s(config, settings), config.xattrs)
+                handlers.enable_writeback_cache = config.writeback
 
                 async def apply(settings: ClientSettings) -> None:
                     handlers.entry_timeout_s, handlers.attr_timeout_s = _timeouts_s(config, settings)
@@ -160,7 +171,7 @@ def _timeouts_s(config: MountConfig, settings: ClientSettings) -> tuple[float, f
 def _fs_options(config: MountConfig, settings: ClientSettings) -> FsOptions:
     limit = settings.write_buffer if config.write_behind else 0
     atime = config.atime == "relatime" and not config.read_only
-    return FsOptions(settings.read_ahead, settings.read_cache, limit, atime, config.strict)
+    return FsOptions(settings.read_ahead, settings.read_cache, limit, atime, config.strict, config.writeback)
 
 
 async def _answer(
@@ -182,6 +193,8 @@ async def _answer(
         async def tell_when_ready() -> None:
             await trio.to_thread.run_sync(_in_child, _STAT, mountpoint, abandon_on_cancel=True)  # the kernel asks us
             await trio.to_thread.run_sync(_raise_read_ahead, mountpoint, client.settings.kernel_read_ahead)
+            if handlers.enable_writeback_cache:
+                await trio.to_thread.run_sync(_raise_dirty_share, mountpoint)
             started(mountpoint)
 
         nursery.start_soon(end_when_told)
@@ -252,6 +265,15 @@ def _raise_read_ahead(mountpoint: str, size: int) -> None:
         path.write_text(str(size // 1024), encoding="ascii")
     except OSError as error:
         logger.info("%s: the kernel's read-ahead stays as it is: %s", path, error.strerror)
+
+
+def _raise_dirty_share(mountpoint: str) -> None:
+    folder = Path(f"/sys/class/bdi/{guard.device_of(mountpoint)}")
+    try:
+        (folder / "max_ratio").write_text(str(DIRTY_SHARE), encoding="ascii")
+        (folder / "strict_limit").write_text("0", encoding="ascii")
+    except OSError as error:
+        logger.info("%s: the kernel keeps less of what is written: %s", folder, error.strerror)
 
 
 def main() -> None:

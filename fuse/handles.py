@@ -26,10 +26,10 @@ class KnownInode:
     cache stands for; -1 where it stands for none. bare_since: when meta last said that it has no extended attributes and no
     ACL (monotonic seconds). attributed: this mount has given it some, and meta's older answers may still come. gone: last
     attributes of a directory that this mount removed, for those who have it open. shown: ctime and length that the kernel
-    was told last.
+    was told last. length: with the option writeback, what the kernel takes for the file's length: it listens only once.
     """
 
-    __slots__ = ("attributed", "bare_since", "cache_version", "gone", "lookups", "more", "names", "shown")
+    __slots__ = ("attributed", "bare_since", "cache_version", "gone", "length", "lookups", "more", "names", "shown")
 
     def __init__(self) -> None:
         self.lookups = 0
@@ -40,6 +40,7 @@ class KnownInode:
         self.attributed = False
         self.gone: Attr | None = None
         self.shown = (0, 0)
+        self.length = 0
 
     def show(self, attr: Attr) -> bool:
         """The kernel is told, or will ask for, these attributes; whether they are others than it was told before."""

@@ -25,13 +25,15 @@ class FsOptions:
     """read_ahead: bytes ahead of a sequential reader; read_cache: bytes of all blocks read ahead in the mount.
     write_behind: bytes that may wait in buffers before they are sent; 0 = write through. atime: whether reading sets access
     times, as relatime has it. strict: what the cluster has is what programs see: no file's content is kept by the kernel or
-    the mount, and each write tells meta length and time before it returns."""
+    the mount, and each write tells meta length and time before it returns. writeback: the kernel keeps what is written and
+    sends it later, and takes its own word for the length and times of the files that it knows."""
 
     read_ahead: int
     read_cache: int
     write_behind: int
     atime: bool = False
     strict: bool = False
+    writeback: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +86,8 @@ class MountState:
         """The kernel is told of a name. age_s: since meta was asked for its attributes, where that was not for this."""
         attr = self._buffered_view(attr)
         known = self._inodes.told(attr.inode, (parent, name))
+        if known.lookups == 1:
+            known.length = attr.length
         known.bare_since = -math.inf if attr.xattrs else self._client.env.monotonic() - age_s
         known.show(attr)
         if attr.kind is FileKind.FILE:

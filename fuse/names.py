@@ -232,6 +232,8 @@ class Names(MountState):
         if known is not None:
             known.show(attr)
         if length is not None:
+            if known is not None:
+                known.length = length
             self._read_ahead.drop(inode)
             await self._read_ahead.settle(inode)
         return attr

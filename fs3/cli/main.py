@@ -193,13 +193,14 @@ def ping(address: tuple[str, ...]) -> None:
 @click.option("--foreground", is_flag=True, help="Stay until Ctrl-C or `fs3 umount`.")
 @click.option("--log", type=folder, metavar="FILE", help="Where a background mount logs (default: ~/.local/state/fs3).")
 @click.option("--write-behind", is_flag=True, help="Gather small writes in memory: faster, see docs/operations.md.")
+@click.option("--writeback", is_flag=True, help="Let the kernel keep writes for a while: see docs/posix.md first.")
 @click.option("--strict", is_flag=True, help="Show others' changes at once and always: slower, see docs/operations.md.")
 def mount(
-    mount_point: Path, data: Path, mgmtd: str | None, foreground: bool, log: Path | None, write_behind: bool, strict: bool
+    mount_point: Path, data: Path, mgmtd: str | None, foreground: bool, log: Path | None, **flags: bool
 ) -> None:
     """Mount a running cluster at MOUNT_POINT, which is made if it does not exist."""
     found = addresses(data, mgmtd)
-    extra = [*(["--write-behind"] if write_behind else []), *(["--strict"] if strict else [])]
+    extra = [f"--{name.replace('_', '-')}" for name, given in flags.items() if given]
     if os.geteuid() != 0:
         extra.append("--no-allow-other")  # which needs user_allow_other in /etc/fuse.conf
     if foreground:

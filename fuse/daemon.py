@@ -147,7 +147,8 @@ async def _serve(
                     await trio.to_thread.run_sync(_raise_read_ahead, mountpoint, settings.kernel_read_ahead)
 
                 def about() -> dict[str, Any]:
-                    return {"mount": mountpoint, "cluster": client.cluster, "pid": os.getpid(), "mgmtd": config.mgmtd, **figures(env)}
+                    own = {"mount": mountpoint, "cluster": client.cluster, "pid": os.getpid(), "mgmtd": config.mgmtd}
+                    return {**own, **figures(env)}
 
                 client.on_settings = apply
                 ops.mount(handlers, mountpoint, _options(config, f"fs3:{client.cluster}"), env)

@@ -59,6 +59,15 @@ class ReadAhead:
         self.kernel_store: KernelStore | None = None
         self._storing: dict[int, int] = {}  # inode -> blocks that are being handed to the kernel
         self._stored = trio.Event()
+        self._hits = self._waits = self._misses = 0  # reads of bytes that were here, on their way, neither
+        client.env.metrics.sources.append(self._values)
+
+    def _values(self) -> dict[str, float]:
+        counters = self._client.env.metrics.counters
+        counters["mount.readahead_hits"] = self._hits
+        counters["mount.readahead_waits"] = self._waits
+        counters["mount.readahead_misses"] = self._misses
+        return {"mount.readahead_bytes": self._cache.used}
 
     def use(self, depth: int, capacity: int) -> None:
         """From now on."""
@@ -91,6 +100,7 @@ class ReadAhead:
 
     async def direct(self, state: OpenInode, offset: int, length: int) -> memoryview:
         """Bytes at `offset` as they are now."""
+        self._misses += 1
         if length < WIDEN_FROM:
             into = self._buffers.take(length)
             await self._client.read_chunks(state, offset, into)
@@ -121,7 +131,10 @@ class ReadAhead:
     async def _take(self, state: OpenInode, index: int, block: _Block, within: int, length: int) -> memoryview:
         """Bytes of a block, once it is here."""
         if block.done is not None:
+            self._waits += 1
             await block.done.wait()
+        else:
+            self._hits += 1
         if block.error is not None:
             raise FS3Error(block.error.code, block.error.message)
         assert block.buffer is not None

@@ -129,7 +129,7 @@ def summary(found: Report) -> str:
             words.append(f"{title} {human(int(found.per_s[name]))}/s")
     if "fuse.in_flight" in found.values:
         words.append(f"{found.values['fuse.in_flight']:.0f} in flight")
-    hits, misses = found.per_s.get("mount.readahead_hits", 0.0), found.per_s.get("mount.readahead_misses", 0.0)
-    if hits + misses > 0:
-        words.append(f"read-ahead hits {100 * hits / (hits + misses):.0f} %")
+    ahead = [found.per_s.get(f"mount.readahead_{name}", 0.0) for name in ("hits", "waits", "misses")]
+    if sum(ahead) > 0:
+        words.append(f"read ahead {100 * (ahead[0] + ahead[1]) / sum(ahead):.0f} % of reads")
     return ", ".join([*words, f"CPU {100 * found.cpu:.0f} %", f"memory {human(found.memory_bytes)}"])

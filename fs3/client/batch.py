@@ -67,6 +67,18 @@ def writable(buffer: Any) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(bytearray())
 
 
+def readable(buffer: Any) -> Buffer:
+    """The bytes of anything that lends its memory. Raises TypeError, and ValueError where it is not contiguous."""
+    if isinstance(buffer, (bytes, bytearray)):
+        return buffer
+    view = memoryview(buffer)
+    if not view.c_contiguous:
+        raise ValueError("this buffer is not contiguous; write a copy of it")
+    if view.format == "B" and view.ndim == 1:
+        return view
+    return view.cast("B") if view.nbytes else b""
+
+
 def pieces(items: Sequence[Range], into: Any) -> list[memoryview]:
     """The buffer of each item: one behind the other in a single buffer, or its own in a list of them.
 
@@ -379,7 +391,7 @@ async def _rest(client: FileClient, files: Files, source: str | Opened, offset: 
 
 
 async def write_batch(
-    client: FileClient, caller: Caller, resolve: Resolve, items: Sequence[tuple[str | Opened, int, Buffer]]
+    client: FileClient, caller: Caller, resolve: Resolve, items: Sequence[tuple[str | Opened, int, Any]]
 ) -> list[Result]:
     """Write every item, several at once; no order among them. Files given by path must exist, and are closed at the end."""
     files = Files(client, caller, resolve, Access.WRITE)
@@ -396,7 +408,7 @@ async def write_batch(
                 raise FS3Error(Code.INVALID, f"item {position}: offset {offset}")
             if handle.closed or not handle.writable:
                 raise FS3Error(Code.BAD_HANDLE, f"inode {handle.inode.id} is not open for writing")
-            results[position] = await client.write(handle, offset, data)
+            results[position] = await client.write(handle, offset, readable(data))
         except FS3Error as error:
             results[position] = error
 

@@ -9,11 +9,10 @@ from typing import Any
 
 from ..api.meta import Access, Attr, Caller, FileKind, RenameFlags
 from ..api.meta_locks import LOCK_END
-from ..checksum import Buffer
 from ..errors import Code, FS3Error
 from ..ids import ROOT_INODE
 from . import ranges
-from .batch import Range, Result, fetch_batch, first_error, pieces, read_batch, write_batch
+from .batch import Range, Result, fetch_batch, first_error, pieces, read_batch, readable, write_batch
 from .file import FileClient, FileHandle
 from .locks import Lock
 
@@ -66,9 +65,9 @@ class AsyncFile:
         """Read into a buffer, without copies; returns how many bytes there were."""
         return await self._client.read_into(self._handle, offset, into)
 
-    async def write_at(self, offset: int, data: Buffer) -> int:
-        """Write all of `data`; a file opened to append ignores the offset."""
-        return await self._client.write(self._handle, offset, data)
+    async def write_at(self, offset: int, data: Any) -> int:
+        """Write all bytes of a buffer; a file opened to append ignores the offset."""
+        return await self._client.write(self._handle, offset, readable(data))
 
     async def truncate(self, length: int) -> None:
         await self._client.truncate(self._handle, length)
@@ -285,8 +284,8 @@ class Paths:
         async with self.open(path) as file:
             return bytes(await file.read_at(0, (await file.stat()).length))
 
-    async def write_file(self, path: str, data: Buffer) -> None:
-        """Make, or replace, a whole file."""
+    async def write_file(self, path: str, data: Any) -> None:
+        """Make, or replace, a whole file, of a buffer's bytes."""
         async with self.open(path, "w") as file:
             await file.write_at(0, data)
 
@@ -315,7 +314,7 @@ class Paths:
         return found
 
     async def write_batch(
-        self, items: Sequence[tuple[str | AsyncFile, int, Buffer]], *, strict: bool = False
+        self, items: Sequence[tuple[str | AsyncFile, int, Any]], *, strict: bool = False
     ) -> list[Result]:
         """Write many pieces (path or open file, offset, bytes), several at once and in no order. Returns how many bytes each
         item wrote, or its FS3Error, as read_batch does. A file named by its path must exist and is opened once."""

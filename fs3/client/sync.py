@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 import trio
 
 from ..api.meta import Attr, Caller, RenameFlags
-from ..checksum import Buffer
 from ..env import Env
 from ..errors import Code, FS3Error
 from ..transport.base import Transport
@@ -171,7 +170,7 @@ class File(io.RawIOBase):
         """Read at an offset, leaving the position alone."""
         return bytes(self._call(AsyncFile.read_at, offset, length))
 
-    def pwrite(self, data: Buffer, offset: int) -> int:
+    def pwrite(self, data: Any, offset: int) -> int:
         """Write at an offset, leaving the position alone."""
         return self._call(AsyncFile.write_at, offset, data)
 
@@ -385,7 +384,7 @@ class FileSystem:
     def read_file(self, path: str) -> bytes:
         return self.call(self.paths.read_file, path)
 
-    def write_file(self, path: str, data: Buffer) -> None:
+    def write_file(self, path: str, data: Any) -> None:
         self.call(self.paths.write_file, path, data)
 
     def read_batch(self, items: Sequence[tuple[str | File, int, int]], into: Any, *, strict: bool = False) -> list[Result]:
@@ -400,7 +399,7 @@ class FileSystem:
         opened = [(source if isinstance(source, str) else source.opened(), at, length) for source, at, length in items]
         return self.call(lambda: paths.fetch_batch(opened, strict=strict))
 
-    def write_batch(self, items: Sequence[tuple[str | File, int, Buffer]], *, strict: bool = False) -> list[Result]:
+    def write_batch(self, items: Sequence[tuple[str | File, int, Any]], *, strict: bool = False) -> list[Result]:
         paths = self.paths
         opened = [(source if isinstance(source, str) else source.opened(), at, data) for source, at, data in items]
         return self.call(lambda: paths.write_batch(opened, strict=strict))

@@ -224,6 +224,12 @@ async def test_writes_of_many_pieces(paths: Paths) -> None:
         assert bytes(found[0]) == items[number][2]  # type: ignore[arg-type]
     with pytest.raises(FS3Error, match="/data/none"):
         await paths.write_batch(items, strict=True)
+    numbers = np.arange(10, dtype=np.uint32).reshape(2, 5)
+    await paths.write_file(names[0], numbers)
+    assert await paths.write_batch([(names[1], 0, numbers), (names[1], 40, numbers[:0])]) == [40, 0]
+    assert await paths.read_file(names[0]) == numbers.tobytes()
+    with pytest.raises(ValueError, match="contiguous"):
+        await paths.write_batch([(names[1], 0, numbers.T)])
 
 
 async def test_to_the_end_of_the_file(paths: Paths) -> None:

@@ -175,6 +175,9 @@ def _described(caller: str) -> str:
     if not (colon and pid.isdecimal() and uid.isdecimal()):
         return caller
     try:
+        # The kernel names the thread.
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+        pid = next((line.split()[1] for line in status.splitlines() if line.startswith("Tgid:")), pid)
         command = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         command = "?"

@@ -25,36 +25,68 @@ class KnownInode:
     have removed some. more: whether there were too many. cache_version: data_version of the file that the kernel's page
     cache stands for; -1 where it stands for none. bare_since: when meta last said that it has no extended attributes and no
     ACL (monotonic seconds). attributed: this mount has given it some, and meta's older answers may still come. gone: last
-    attributes of a directory that this mount removed, for those who have it open. shown: ctime and length that the kernel
-    was told last. length: with the option writeback, what the kernel takes for the file's length: it listens only once.
+    attributes of a directory that this mount removed, for those who have it open. shown_ctime_ns, shown_length: what the
+    kernel was told last. length: with the option writeback, what the kernel takes for the file's length: it listens only
+    once.
+
+    There may be millions of them: most have one name, which is kept without tuples.
     """
 
-    __slots__ = ("attributed", "bare_since", "cache_version", "gone", "length", "lookups", "more", "names", "shown")
+    __slots__ = (
+        "_name",
+        "_others",
+        "_parent",
+        "attributed",
+        "bare_since",
+        "cache_version",
+        "gone",
+        "length",
+        "lookups",
+        "more",
+        "shown_ctime_ns",
+        "shown_length",
+    )
 
     def __init__(self) -> None:
         self.lookups = 0
-        self.names: tuple[Name, ...] = ()
+        self._parent = 0
+        self._name: bytes | None = None
+        self._others: tuple[Name, ...] = ()
         self.more = False
         self.cache_version = -1
         self.bare_since = -math.inf
         self.attributed = False
         self.gone: Attr | None = None
-        self.shown = (0, 0)
+        self.shown_ctime_ns = self.shown_length = 0
         self.length = 0
 
     def show(self, attr: Attr) -> bool:
         """The kernel is told, or will ask for, these attributes; whether they are others than it was told before."""
-        before, self.shown = self.shown, (attr.ctime_ns, attr.length)
-        return before != self.shown
+        ctime_ns, length = attr.ctime_ns, attr.length
+        if ctime_ns == self.shown_ctime_ns and length == self.shown_length:
+            return False
+        self.shown_ctime_ns, self.shown_length = ctime_ns, length
+        return True
+
+    @property
+    def names(self) -> tuple[Name, ...]:
+        return () if self._name is None else ((self._parent, self._name), *self._others)
 
     def add(self, name: Name) -> None:
-        if name not in self.names:
-            self.more = self.more or len(self.names) == NAMES_MAX
-            self.names = (*self.names[-NAMES_MAX + 1 :], name)
+        if self._name is None:
+            self._parent, self._name = name
+        elif self._name != name[1] or self._parent != name[0]:
+            names = self.names
+            if name not in names:
+                self.more = self.more or len(names) == NAMES_MAX
+                self._keep((*names[-NAMES_MAX + 1 :], name))
 
     def drop(self, name: Name) -> None:
-        if name in self.names:
-            self.names = tuple([each for each in self.names if each != name])
+        self._keep(tuple([each for each in self.names if each != name]))
+
+    def _keep(self, names: tuple[Name, ...]) -> None:
+        self._parent, self._name = names[0] if names else (0, None)
+        self._others = names[1:]
 
 
 class InodeTable:
@@ -75,7 +107,7 @@ class InodeTable:
         if known is None:
             known = self._known[inode] = KnownInode()
         known.lookups += 1
-        if name is not None and name not in known.names:
+        if name is not None:
             known.add(name)
         return known
 

@@ -65,7 +65,7 @@ class Names(MountState):
     def _is_news(self, attr: Attr) -> bool:
         """Whether attributes out of a page are not older than what the kernel was told otherwise."""
         known = self._inodes.get(attr.inode)
-        return known is None or attr.ctime_ns >= known.shown[0]
+        return known is None or attr.ctime_ns >= known.shown_ctime_ns
 
     def forget(self, inode: int, lookups: int) -> None:
         self._inodes.forget(inode, lookups)

@@ -46,7 +46,7 @@ logger = logging.getLogger("fs3.meta.gc")
 
 PAGE = 256
 LOOK_S = 60.0
-"""How often all sessions are looked at, where no client has died."""
+"""How often all sessions are looked at, where no client has died; and the queue, if all that comes is told."""
 SEARCH_PART = 50
 """Searching the queue takes at most one part in so many of the time: removed keys make that slow for a while."""
 _RECORDS = 0
@@ -180,7 +180,10 @@ class Collector:
             begin = pairs[-1][0] + b"\0"
             began = ctx.env.monotonic()
         # The last look went through all that is left of keys that were removed.
-        self._search_at = max(self._search_at, ctx.env.monotonic() + took_s * SEARCH_PART)
+        now = ctx.env.monotonic()
+        self._search_at = max(self._search_at, now + took_s * SEARCH_PART)
+        if len(share.members) <= 1:
+            self._search_at = max(self._search_at, now + LOOK_S)
 
     async def collect_told(self) -> None:
         """Remove the chunks of what operations of this daemon say that they have removed, if it is its share: without a
@@ -197,7 +200,11 @@ class Collector:
                 value = await txn.get(garbage_key(inode), snapshot=True)
                 if value is not None:
                     todo.append((inode, Garbage.unpack(value)))
-            await self._collect_some(todo)
+            try:
+                await self._collect_some(todo)
+            except FS3Error:
+                self._search_at = min(self._search_at, ctx.env.monotonic() + self.times.sweep_ms / 1000)
+                raise
 
     async def _collect_some(self, todo: list[tuple[int, Garbage]]) -> None:
         if not todo:

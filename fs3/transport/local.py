@@ -139,6 +139,10 @@ class LocalClient(TcpConnection):
             answers.append(frame)
         return answers
 
+    def _close(self, reason: str) -> None:
+        super()._close(reason)
+        self._pool.close()
+
     def _take(self, frame: Frame, room: memoryview | None) -> None:
         """Move a reply's bulk data to where its caller wants it, before anybody may use the slot again."""
         if frame.payload is None or room is None:
@@ -266,6 +270,11 @@ class LocalServer(TcpConnection):
                 frame = Frame(frame.kind, frame.method, frame.flags | FLAG_SHARED, frame.request_id, 0, frame.body)
                 payload = (_REPLY.pack(len(room)),)
         return super().start_send(frame, payload, more)
+
+    def _close(self, reason: str) -> None:
+        super()._close(reason)
+        self._memory = None  # goes with the last handler that looks at it
+        self._borrowed.clear()
 
     def settle(self, frame: Frame) -> None:
         if self._borrowed.pop(frame.request_id, None) is not None and not self._closed:

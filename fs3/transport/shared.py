@@ -14,7 +14,7 @@ from ..errors import ProtocolError
 
 POOL_SIZE = 32 * 1024 * 1024
 """Of one connection. Only what was used takes memory, and what was used last is used again first."""
-PEER_SIZE_MAX = 1024 * 1024 * 1024
+PEER_SIZE_MAX = 256 * 1024 * 1024
 SLOT_SIZE_MIN = 64 * 1024
 SLOT_SIZE_MAX = 16 * 1024 * 1024
 
@@ -68,6 +68,11 @@ class SharedPool:
 
     def view(self, offset: int, size: int) -> memoryview:
         return self._view[offset : offset + size]
+
+    def close(self) -> None:
+        """Hand nothing out any more. The memory goes with the last view of it."""
+        self._view = memoryview(b"")
+        self.size = 0
 
 
 class PeerMemory:

@@ -403,10 +403,18 @@ async def test_a_handler_outlives_its_client() -> None:
         del client
         with pytest.raises(FS3Error, match="CONNECTION_LOST"):
             await server.receive()
+        assert _mappings() == 1
         room[:] = b"x" * MIB
         server.settle(frame)
         with pytest.raises(FS3Error, match="CONNECTION_LOST"):
             await server.send(reply(2), [room])
+        del room
+        assert _mappings() == 0, "memory of a connection that is gone"
+
+
+def _mappings() -> int:
+    with open("/proc/self/maps", encoding="ascii") as maps:
+        return sum(["memfd:fs3-bulk" in line for line in maps])
 
 
 def test_flags_are_apart() -> None:

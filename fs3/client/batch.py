@@ -20,7 +20,7 @@ from ..layout import split
 from .each import each
 from .file import FileClient, FileHandle
 from .inode import OpenInode
-from .storage import ChunkRead
+from .reading import ChunkRead
 
 WINDOW_ITEMS = 4096
 WINDOW_BYTES = 1024 * 1024 * 1024

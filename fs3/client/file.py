@@ -43,8 +43,9 @@ from .inode import OpenInode
 from .meta import MetaClient
 from .names import NameCalls
 from .placed import table_of, table_when_known, used_by
+from .reading import ChunkRead
 from .settings import nothing
-from .storage import ChunkRead, RoutingSource, StorageClient
+from .storage import RoutingSource, StorageClient
 
 logger = logging.getLogger("fs3.client.file")
 
@@ -266,7 +267,8 @@ class FileClient(NameCalls):
         index, within = divmod(offset, size)
         if within + len(into) <= size:
             chain = state.chains[index % len(state.chains)]
-            reads = [ChunkRead(chain, ChunkId(state.id, index), within, into)]
+            read = ChunkRead(chain, ChunkId(state.id, index), within, into)
+            found = await self._storage.read_one(read, deadline=deadline)
         else:
             reads = [
                 ChunkRead(
@@ -277,8 +279,8 @@ class FileClient(NameCalls):
                 )
                 for extent in split(state.layout, state.chains, offset, len(into))
             ]
-        lengths = await self._storage.read(reads, deadline=deadline)
-        if sum(lengths) < len(into):
+            found = sum(await self._storage.read(reads, deadline=deadline))
+        if found < len(into):
             # A hole, if the file is still there and nobody has cut it.
             state.learn((await self._meta.call(GETATTR, GetattrRequest(state.id))).attr)
 

@@ -14,7 +14,8 @@ from ..errors import Code, FS3Error
 from ..ids import NodeKind, RequestTag
 from .channels import Channel, ChannelPool
 from .retry import Action, Backoff, action_for
-from .storage import Caller, RoutingSource
+from .reading import Caller
+from .storage import RoutingSource
 
 logger = logging.getLogger("fs3.client.meta")
 

@@ -13,7 +13,6 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from ..api.common import Method, Rep, Req
 from ..api.storage import (
     QUERY,
     QUERY_LISTED_MAX,
@@ -48,18 +47,22 @@ from ..transport.base import Part
 from ..transport.buffers import BufferPool
 from ..wire.frame import PAYLOAD_SIZE_MAX
 from .channels import ChannelPool
+from .reading import (
+    ATTEMPT_S,
+    FIRST_READ_ATTEMPT_S,
+    SLOWEST_BYTES_PER_S,
+    Caller,
+    ChunkRead,
+    SingleReads,
+    error_of,
+    take,
+)
 from .retry import Action, Backoff, action_for
 from .selection import ReplicaSelector
 
 logger = logging.getLogger("fs3.client.storage")
 
 T = TypeVar("T")
-
-ATTEMPT_S = 5.0
-"""How long one attempt may take before the next one, besides what its bytes need at SLOWEST_BYTES_PER_S."""
-FIRST_READ_ATTEMPT_S = 1.0
-"""The same of a read that can still go to another replica: a daemon that hangs delays it by no more."""
-SLOWEST_BYTES_PER_S = 8 * 1024 * 1024
 
 SUSPECT_S = 1.0
 """How long a client lets a daemon take to hear that its bytes are wrong."""
@@ -77,25 +80,6 @@ COMPLAIN_AFTER_S = 2.0
 BACKOFF = Backoff()
 
 
-class Caller(Protocol):
-    """What this module needs of RpcClient."""
-
-    async def call(
-        self, address: str, method: Method[Req, Rep], request: Req, *, deadline: float, payload: Sequence[Part] = ()
-    ) -> Rep: ...
-
-    async def call_bulk(
-        self,
-        address: str,
-        method: Method[Req, Rep],
-        request: Req,
-        *,
-        deadline: float,
-        payload: Sequence[Part] = (),
-        into: memoryview | Sequence[memoryview] | None = None,
-    ) -> tuple[Rep, memoryview]: ...
-
-
 class RoutingSource(Protocol):
     """What this module needs of MgmtdClient."""
 
@@ -103,16 +87,6 @@ class RoutingSource(Protocol):
     def routing(self) -> RoutingInfo: ...
 
     async def wait_change(self, version: int) -> RoutingInfo: ...
-
-
-@dataclass(slots=True)
-class ChunkRead:
-    """Read len(into) bytes at `offset` of a chunk into `into`."""
-
-    chain: int
-    chunk: ChunkId
-    offset: int
-    into: memoryview
 
 
 @dataclass(slots=True)
@@ -184,6 +158,7 @@ class StorageClient:
         self._channels = ChannelPool(client_id)
         self._selector = ReplicaSelector(host, client_id)
         self._buffers = BufferPool()  # for what is not received in place
+        self._singles = SingleReads(env, rpc, self._selector, self._buffers)
 
     # Reading
 
@@ -225,6 +200,11 @@ class StorageClient:
                     return lengths
             elif not pending:
                 return lengths
+
+    async def read_one(self, read: ChunkRead, *, deadline: float) -> int:
+        """As `read`, of one range."""
+        length = await self._singles.read(self.mgmtd.routing, read, deadline)
+        return (await self.read((read,), deadline=deadline))[0] if length is None else length
 
     def _plan(
         self,
@@ -312,7 +292,7 @@ class StorageClient:
             read = reads[position]
             data = read.into[: result.length] if in_place else payload[at : at + result.length]
             at += result.length
-            failed = _take(read, data, result, in_place or len(ranges) == 1)
+            failed = take(read, data, result, in_place or len(ranges) == 1)
             if failed is None:
                 lengths[position] = result.length
             else:
@@ -422,7 +402,7 @@ class StorageClient:
                     raise ProtocolError(f"{address} answered {len(reply.results)} updates instead of one")
                 result = reply.results[0]
                 if result.code:
-                    raise _error(result.code, result.message)
+                    raise error_of(result.code, result.message)
                 return result
 
             return await self._at_head(f"{kind.name} of {chunk.inode}:{chunk.index}", chain_id, send, deadline, length)
@@ -533,26 +513,3 @@ def _rejoin(buffers: Sequence[memoryview], results: Sequence[ReadResult]) -> mem
     if all(len(buffer) == result.length for buffer, result in zip(buffers, results, strict=True)):
         return _EMPTY
     return memoryview(b"".join(buffers))[: sum([result.length for result in results])]
-
-
-def _take(read: ChunkRead, data: memoryview, result: ReadResult, in_place: bool) -> FS3Error | None:
-    """Verify one range's bytes and put them where they belong. Returns what is wrong with them."""
-    if result.code:
-        return _error(result.code, result.message)
-    if len(data) != result.length or result.length > len(read.into):
-        return ProtocolError(f"{read.chunk}: {result.length} bytes announced, {len(data)} came, {len(read.into)} asked")
-    if piece_checksums(data, read.offset) != result.checksums:
-        return FS3Error(Code.CHECKSUM, f"{read.chunk}: bytes at {read.offset} do not match their checksums")
-    if not in_place:
-        read.into[: result.length] = data
-    missing = len(read.into) - result.length
-    if missing:
-        read.into[result.length :] = bytes(missing)
-    return None
-
-
-def _error(code: int, message: str) -> FS3Error:
-    try:
-        return FS3Error(Code(code), message)
-    except ValueError:
-        return FS3Error(Code.INTERNAL, f"error {code} of a newer peer: {message}")

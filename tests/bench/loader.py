@@ -23,7 +23,7 @@ import numpy as np
 import trio
 
 from fs3.client.paths import AsyncFile
-from fs3.client.storage import ChunkRead
+from fs3.client.reading import ChunkRead
 from fs3.client.sync import FileSystem, connect
 from fs3.ids import ChunkId
 from tests.bench.storage_cluster import Cluster

@@ -25,7 +25,8 @@ from fs3.api.mgmtd import FORMAT, FormatRequest
 from fs3.client.connect import connect
 from fs3.client.file import FileClient, FileHandle
 from fs3.client.mgmtd import MgmtdClient
-from fs3.client.storage import ChunkRead, StorageClient
+from fs3.client.reading import ChunkRead
+from fs3.client.storage import StorageClient
 from fs3.env import Env
 from fs3.errors import FS3Error
 from fs3.ids import ROOT_INODE, ChunkId

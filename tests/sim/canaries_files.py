@@ -16,7 +16,7 @@ import meta.service
 from fs3.api import meta as api
 from fs3.api.meta import RenameFlags
 from fs3.client.file import FileClient
-from fs3.client.storage import ChunkRead
+from fs3.client.reading import ChunkRead
 from fs3.ids import ChunkId
 from fs3.layout import split
 from meta.schema import entry_key, inode_key

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import trio
 
-from fs3.client.storage import ChunkRead, StorageClient
+from fs3.client.reading import ChunkRead
+from fs3.client.storage import StorageClient
 from fs3.errors import FS3Error
 from fs3.ids import ChunkId
 from tests.sim.cells import SMALL, fill, parse

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from fs3.client.mgmtd import MgmtdClient
-from fs3.client.storage import ChunkRead, StorageClient
+from fs3.client.reading import ChunkRead
+from fs3.client.storage import StorageClient
 from fs3.errors import FS3Error
 from fs3.ids import ChunkId
 from fs3.rpc.client import RpcClient
@@ -82,11 +83,11 @@ class ChunkLoad(Load):
         into = memoryview(bytearray(b"\xee" * (bounds[end] - bounds[first])))
         call = self.history.call(number, inode, ("read", first, end))
         try:
-            lengths = await storage.read([ChunkRead(chain, ChunkId(inode, 0), bounds[first], into)], deadline=deadline)
+            length = await storage.read_one(ChunkRead(chain, ChunkId(inode, 0), bounds[first], into), deadline=deadline)
         except FS3Error as error:
             self.world.trace.note(f"client{number} read {inode} failed: {error}")
             return False
-        cells = parse(bytes(into[: lengths[0]]), bounds, first)
+        cells = parse(bytes(into[:length]), bounds, first)
         self.history.done(call, cells)
         self.did(number, f"read {inode} [{first}, {end}): {cells}")
         return True

@@ -22,7 +22,8 @@ from fs3.api.storage import (
     WriteRequest,
 )
 from fs3.checksum import BLOCK_SIZE, piece_checksums
-from fs3.client.storage import ATTEMPT_S, FIRST_READ_ATTEMPT_S, IN_PLACE_BYTES, REQUEST_BYTES, ChunkRead, StorageClient
+from fs3.client.reading import ATTEMPT_S, FIRST_READ_ATTEMPT_S, ChunkRead
+from fs3.client.storage import IN_PLACE_BYTES, REQUEST_BYTES, StorageClient
 from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId
 from fs3.routing import PublicState

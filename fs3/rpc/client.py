@@ -271,7 +271,7 @@ class RpcClient:
         timing = self._timings.get(method.id)
         if timing is None:
             timing = self._timings[method.id] = self.env.metrics.timing(f"call.{method.name}")
-        timing.observe(int((self.env.monotonic() - now) * 1e9))
+        timing.observe(int((link.received_at - now) * 1e9))  # a frame of later, if any came before our turn
         if frame.kind is Kind.ERROR:
             raise decode(ErrorBody, frame.body).to_error()
         return decode(method.reply, frame.body), frame.payload if frame.payload is not None else _EMPTY

@@ -195,12 +195,20 @@ def ping(address: tuple[str, ...]) -> None:
 @click.option("--write-behind", is_flag=True, help="Gather small writes in memory: faster, see docs/operations.md.")
 @click.option("--writeback", is_flag=True, help="Let the kernel keep writes for a while: see docs/posix.md first.")
 @click.option("--strict", is_flag=True, help="Show others' changes at once and always: slower, see docs/operations.md.")
+@click.option("--metrics", metavar="HOST:PORT", help="Where Prometheus may fetch /metrics.")
 def mount(
-    mount_point: Path, data: Path, mgmtd: str | None, foreground: bool, log: Path | None, **flags: bool
+    mount_point: Path,
+    data: Path,
+    mgmtd: str | None,
+    foreground: bool,
+    log: Path | None,
+    metrics: str | None,
+    **flags: bool,
 ) -> None:
     """Mount a running cluster at MOUNT_POINT, which is made if it does not exist."""
     found = addresses(data, mgmtd)
     extra = [f"--{name.replace('_', '-')}" for name, given in flags.items() if given]
+    extra += ["--metrics", metrics] if metrics is not None else []
     if os.geteuid() != 0:
         extra.append("--no-allow-other")  # which needs user_allow_other in /etc/fuse.conf
     if foreground:

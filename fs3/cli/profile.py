@@ -7,7 +7,7 @@ import pwd
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import click
 import trio
@@ -28,7 +28,9 @@ REFRESH_S = 1.0
 TOP_LIVE = 8
 _OWN = f"rpc.{TRACE.name}"
 """Our own requests."""
-_COLUMNS = ("count", "errors", "time", "%", "mean", "p99", "max")
+_COLUMNS = ("time", "%", "count", "errors", "mean", "p99", "max")
+_NUMBERS_WIDTH = 64
+_KEY_MIN = 16
 
 
 @click.command()
@@ -120,7 +122,7 @@ async def _gather(
             return
         if live is not None and now - shown >= REFRESH_S:
             shown = now
-            live.update(view(tally, watched.name, now - started, views, TOP_LIVE), refresh=True)
+            live.update(view(tally, watched.name, now - started, views, TOP_LIVE, _room(live.console)), refresh=True)
 
 
 def _finish(tally: Tally, name: str, seconds: float, views: Sequence[str], top: int, as_json: bool) -> None:
@@ -128,31 +130,38 @@ def _finish(tally: Tally, name: str, seconds: float, views: Sequence[str], top: 
         click.echo(json.dumps({"of": name, **tally.as_json(seconds, top)}, indent=1))
         return
     out: Console = console()
-    out.print(view(tally, name, seconds, views, top))
+    out.print(view(tally, name, seconds, views, top, _room(out)))
 
 
-def view(tally: Tally, name: str, seconds: float, views: Sequence[str], top: int) -> RenderableType:
-    """The sums for people."""
+def _room(out: Console) -> int:
+    """Characters for a caller or path beside the numbers; 0: as many as it takes."""
+    return max(_KEY_MIN, out.width - _NUMBERS_WIDTH) if out.is_terminal else 0
+
+
+def view(tally: Tally, name: str, seconds: float, views: Sequence[str], top: int, room: int = 0) -> RenderableType:
+    """The sums for people. room: for keys; of longer paths the ends are shown."""
     head = f"{name}  {tally.count:,} operations in {seconds:.1f} s, {tally.total_ns / 1e9:.2f} s of time in all"
     parts: list[RenderableType] = [Text(head, style="bold")]
     if tally.dropped:
         parts.append(Text(f"{tally.dropped:,} more came too fast to be told, and are missing here", style="yellow"))
     for each in views:
-        made = table(each, *_COLUMNS, right=_COLUMNS)
+        made = table(*_COLUMNS, each, right=_COLUMNS)
         for key, found in tally.top(each, top):
-            made.add_row(Text(key), *_cells(found, tally.total_ns))
+            if room and len(key) > room:
+                key = f"…{key[1 - room :]}" if each == "path" else f"{key[: room - 1]}…"
+            made.add_row(*_cells(found, tally.total_ns), Text(key))
         parts.append(made)
     return Group(*parts)
 
 
 def _cells(found: Sum, total_ns: int) -> list[str]:
-    row: list[Any] = [found.count, found.errors]
     times = [found.total_ns / found.count, found.p99_ns, found.max_ns]
     share = 100 * found.total_ns / max(1, total_ns)
     return [
-        *[f"{value:,}" for value in row],
         milliseconds(found.total_ns / 1e6),
         f"{share:.1f}",
+        f"{found.count:,}",
+        f"{found.errors:,}",
         *[milliseconds(value / 1e6) for value in times],
     ]
 

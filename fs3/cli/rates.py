@@ -60,11 +60,13 @@ class Report:
         }
 
 
-NOTHING: Figures = {"at_s": 0.0, "cpu_s": 0.0, "memory_bytes": 0, "values": {}, "timings": {}}
+NOTHING: Figures = {"at_s": 0.0, "uptime_s": 0.0, "cpu_s": 0.0, "memory_bytes": 0, "values": {}, "timings": {}}
 
 
 def report(old: Figures, new: Figures, since_s: float | None = None) -> Report:
     """Compare two looks at one process. since_s: the time between them, where it is known better than by the looks."""
+    if new["uptime_s"] < old["uptime_s"]:  # it has started again
+        old, since_s = NOTHING, new["uptime_s"]
     seconds = max(since_s if since_s is not None else new["at_s"] - old["at_s"], 1e-9)
     rates: dict[str, list[Rate]] = {}
     for name, (total, buckets) in new["timings"].items():

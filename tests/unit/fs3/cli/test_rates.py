@@ -48,6 +48,17 @@ def test_since_the_start_and_nothing_at_all() -> None:
     assert report(NOTHING, figures(metrics, 100.0), 10.0).rates["rpc"][0].per_s == 0.1
 
 
+def test_a_daemon_that_has_started_again_counts_from_there() -> None:
+    old, new = Metrics(), Metrics()
+    for _ in range(100):
+        old.timing("rpc.meta.lookup").observe(1000)
+    old.count("storage.reads", 1000)
+    new.timing("rpc.meta.lookup").observe(1000)
+    new.count("storage.reads", 10)
+    found = report(figures(old, 500.0, 99.0), figures(new, 0.5, 0.1))
+    assert found.rates["rpc"][0].per_s == 2 and found.per_s["storage.reads"] == 20 and found.cpu == 0.2
+
+
 def test_operations_that_took_most_time_come_first() -> None:
     metrics = Metrics()
     metrics.timing("fuse.getattr").observe(1000)

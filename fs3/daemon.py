@@ -46,6 +46,10 @@ DIE_WITH_PARENT = "FS3_DIE_WITH_PARENT"
 """Environment variable: set to the parent's pid, the daemon gets SIGTERM when that process is gone."""
 
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_KEPT_BUFFER_MAX = 32 * 1024 * 1024
+_KEPT_MEMORY_MAX = 64 * 1024 * 1024
 _GC_THRESHOLD = 10_000
 """Objects made, less those freed, between two runs of the collector for young ones. Those that a request makes go with its
 reply, and nearly none of them is part of a cycle."""
@@ -98,7 +102,17 @@ def main(
     log.setup(name, getattr(config, "log_level", "info"))
     _follow_parent()
     _allow_many_files()
+    _keep_memory()
     sys.exit(_run(name, config, run))
+
+
+def _keep_memory() -> None:
+    """Have the allocator keep large buffers that were freed: the kernel maps and clears fresh ones page by page, which costs
+    more than to fill them. For as much as that, a process may look larger than what it uses."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BUFFER_MAX)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_MEMORY_MAX)
 
 
 def _allow_many_files() -> None:

@@ -32,13 +32,14 @@ class DirectWaits:
         self.timeout_ms = TIMEOUT_MS
 
     @classmethod
-    def here(cls, requests: int) -> DirectWaits | None:
+    def here(cls, requests: int | None = None) -> DirectWaits | None:
         """For the loop that is running. None where this version of trio does not let us see what it has to do."""
         try:
             from trio._core._run import GLOBAL_RUN_CONTEXT
 
             runner: Any = GLOBAL_RUN_CONTEXT.runner
-            return cls(runner.runq, runner.io_manager._epoll.fileno(), requests)
+            loop = runner.io_manager._epoll.fileno()
+            return cls(runner.runq, loop, loop if requests is None else requests)
         except (ImportError, AttributeError):
             return None
 

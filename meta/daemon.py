@@ -21,6 +21,7 @@ from fs3.client.storage import StorageClient
 from fs3.config import option
 from fs3.daemon import main as daemon_main
 from fs3.daemon import tell_status
+from fs3.direct import DirectWaits
 from fs3.env import Env
 from fs3.errors import FS3Error
 from fs3.ids import NodeKind
@@ -89,7 +90,7 @@ async def _serve(config: MetaConfig, env: Env, started: Callable[[str], None], s
             times = _times(config)
             root_owner = (config.root_uid, config.root_gid)
             service = MetaService(env, store, mgmtd, chunks, nursery, times, root_owner, config.node_id, incarnation)
-            server = RpcServer(env)
+            server = RpcServer(env, direct=DirectWaits.here())
             service.bind(server)
             tell_status(server, env, "meta", config.node_id)
             env.metrics.gauge("meta.store_embedded", not config.store)

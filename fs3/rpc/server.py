@@ -17,6 +17,7 @@ from typing import Any
 import trio
 
 from ..api.common import PING, Empty, ErrorBody, Method, Rep, Req
+from ..direct import DirectWaiter, DirectWaits
 from ..drive import resume
 from ..env import Env
 from ..errors import Code, FS3Error
@@ -39,6 +40,10 @@ class Encoded:
 
 Handler = Callable[[Any, "Call"], Coroutine[Any, Any, Any]]
 
+_DIRECT_AFTER = 32
+"""So many requests of one connection in a row, and the next ones are waited for on the spot."""
+_DIRECT_TIMEOUT_MS = 1
+"""Timers of the process may be late by IN_A_ROW_MAX times this."""
 _IDLE_WORKERS_MAX = 16
 """Workers that a connection keeps parked for the next handlers that wait."""
 
@@ -137,9 +142,16 @@ class Later:
 class RpcServer:
     """Answers requests of any number of connections with the handlers it was given."""
 
-    def __init__(self, env: Env, limits: ServerLimits = ServerLimits()) -> None:
+    def __init__(self, env: Env, limits: ServerLimits = ServerLimits(), direct: DirectWaits | None = None) -> None:
+        """direct: for a server whose time goes into many small calls that never wait: while one connection alone brings
+        requests, the next one is waited for on the spot."""
         self.env = env
         self.limits = limits
+        self.direct = direct
+        if direct is not None:
+            direct.timeout_ms = _DIRECT_TIMEOUT_MS
+        self.busiest: _Session | None = None  # where the latest requests came from
+        self.in_a_row = 0  # how many of them
         self.handlers: dict[int, tuple[Method[Any, Any], Handler]] = {}
         self.timings: dict[int, Histogram] = {}  # by method id
         self.handle(PING, _ping)
@@ -189,6 +201,7 @@ class _Session:
         self._requests = 0
         self._bytes = 0
         self._room: trio.lowlevel.Task | None = None  # the leader, while it waits for handlers to end
+        self._waiter: DirectWaiter | None = None
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -212,6 +225,23 @@ class _Session:
         except FS3Error as error:
             logger.debug("reply to %s dropped: %s", self.connection.peer, error)
 
+    def wait_directly(self, direct: DirectWaits) -> None:
+        """Wait on the spot for the next request where that pays: trio's loop costs more than many a call. Tasks that the
+        loop took up together with this one would have to wait, so this is for when all that comes comes from here."""
+        server = self.server
+        if server.busiest is not self:
+            server.busiest, server.in_a_row = self, 0
+        server.in_a_row += 1
+        if server.in_a_row < _DIRECT_AFTER or self.connection.any_ready():
+            return
+        if self._waiter is None:
+            descriptor = self.connection.fileno()
+            if descriptor < 0:
+                return
+            self._waiter = direct.waiter(descriptor)
+        if self._waiter.readable():
+            self.connection.expect()
+
     def take_into_account(self, call: Call) -> None:
         """Let a call count against the limits. One that is answered before anything else is received need not."""
         frame = call.frame
@@ -221,6 +251,7 @@ class _Session:
 
     def hand_over(self) -> None:
         """The leader is about to wait: requests that are here already get workers, and one more worker leads."""
+        self.server.busiest = None
         while not self.full() and (frame := self.connection.ready()) is not None:
             call = Call(self, frame, self.server.env.monotonic())
             self.take_into_account(call)
@@ -324,6 +355,9 @@ class _Worker:
     async def _lead(self) -> None:
         """Receive a request and answer it."""
         session = self._session
+        direct = session.server.direct
+        if direct is not None:
+            session.wait_directly(direct)
         try:
             frame = await session.connection.receive()
         except FS3Error:

@@ -80,6 +80,10 @@ class Connection(ABC):
         """The frames that are there, without waiting, even while a task waits in `receive`. Raises as `receive` does."""
         return ()
 
+    def expect(self) -> None:
+        """Let the next `receive` look at once for what has come, since `fileno` is readable."""
+        return
+
     @abstractmethod
     def expose(self, request_id: int, into: memoryview | Sequence[memoryview]) -> None:
         """Client side, before sending a request: its reply's payload, if it fits, lands in `into`.

@@ -285,6 +285,9 @@ class TcpConnection(Connection):
     def fileno(self) -> int:
         return -1 if self._closed else self._fd
 
+    def expect(self) -> None:
+        self._drained = False
+
     def take(self) -> Sequence[Frame]:
         if self._closed:
             raise self._lost()

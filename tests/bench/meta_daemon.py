@@ -21,6 +21,7 @@ import trio
 
 from fs3.api import meta as api
 from fs3.api.common import PING, Empty, Method
+from fs3.direct import DirectWaits
 from fs3.env import SystemEnv
 from fs3.ids import ROOT_INODE, RequestTag
 from fs3.kv.registry import open_engine
@@ -40,7 +41,7 @@ async def serve(folder: Path) -> None:
     env = SystemEnv(Transports())
     async with open_engine(f"embedded:{folder / 'store'}", env) as engine, trio.open_nursery() as nursery:
         service = MetaService(env, engine, static_mgmtd(), NoChunks(), nursery)
-        server = RpcServer(env)
+        server = RpcServer(env, direct=DirectWaits.here())
         service.bind(server)
         await service.prepare()
         listener = await env.transport.listen("tcp://127.0.0.1:0")

@@ -14,7 +14,7 @@ import trio.testing
 
 from fs3.api.meta import Attr, Caller, FileKind, ReaddirReply, RenameFlags
 from fs3.client.file import ROOT_CALLER as ROOT
-from fs3.client.file import FileClient
+from fs3.client.file import FileClient, FileHandle
 from fs3.errors import Code, FS3Error
 from fs3.ids import ROOT_INODE
 from fuse.cache import BLOCK_SIZE
@@ -333,6 +333,29 @@ async def test_each_descriptor_is_told_once_of_an_error_of_buffered_writes(live:
         for handle in (opened.handle, *others):
             await fs.flush(handle)
             await fs.release(handle)
+
+
+async def test_fsync_waits_for_its_own_file_only(live: Live) -> None:
+    async with mount(live, BEHIND) as (fs, client):
+        one, attr = await fs.create(ROOT, ROOT_INODE, b"one", 0o644, os.O_RDWR | os.O_CREAT)
+        other, _ = await fs.create(ROOT, ROOT_INODE, b"other", 0o644, os.O_RDWR | os.O_CREAT)
+        real, go_on = client.write, trio.Event()
+
+        async def slow(handle: FileHandle, offset: int, data: bytes) -> int:
+            if handle.inode.id != attr.inode:
+                await go_on.wait()
+            return await real(handle, offset, data)
+
+        client.write = slow  # type: ignore[method-assign,assignment]
+        for opened in (other, one):
+            await fs.write(opened.handle, 0, b"x" * CHUNK_SIZE)
+        await fs.fsync(one.handle)
+        await fs.flush(one.handle)
+        assert not go_on.is_set()
+        go_on.set()
+        await fs.fsync(other.handle)
+        for opened in (other, one):
+            await fs.release(opened.handle)
 
 
 async def test_who_looks_at_a_file_takes_no_error_from_its_writer(live: Live) -> None:

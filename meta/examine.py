@@ -232,7 +232,7 @@ def holes_of(found: Survey, counted: Mapping[int, int]) -> list[Holes]:
     writes are left out."""
     lacking = []
     for number, inode in found.inodes.items():
-        if inode.kind == FILE and inode.length and number not in found.sessions and not inode.flags & INODE_PENDING:
+        if inode.kind == FILE and inode.length and number not in found.written and not inode.flags & INODE_PENDING:
             chunks = -(-inode.length // inode.chunk_size)
             if counted.get(number, 0) < chunks:
                 lacking.append((number, chunks, chunks - counted.get(number, 0)))

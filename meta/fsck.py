@@ -101,6 +101,7 @@ class Survey:
     xattrs: set[int] = field(default_factory=set)
     locks: set[int] = field(default_factory=set)
     sessions: dict[int, int] = field(default_factory=dict)  # inode -> how many
+    written: set[int] = field(default_factory=set)  # inodes that somebody has open for writing
     clients: Counter[int] = field(default_factory=Counter)  # client -> sessions
     intents: set[int] = field(default_factory=set)
     garbage: set[int] = field(default_factory=set)
@@ -160,7 +161,8 @@ class Survey:
             Lock.unpack(value)
             self.locks.add(number)
         elif tag == "SESS":
-            Session.unpack(value)
+            if not Session.unpack(value).hold:
+                self.written.add(number)
             _, client, _ = session_key_parts(key)
             self.sessions[number] = self.sessions.get(number, 0) + 1
             self.clients[client] += 1
@@ -325,7 +327,7 @@ def check_chunk(found: Survey, chunk: ChunkId, length: int) -> Finding | None:
             return Finding(Fault.FOREIGN_CHUNK, number, text)
         if number not in found.garbage:
             return Finding(Fault.ORPHAN_CHUNK, number, f"{chunk_name(chunk)}: there is no such file")
-    elif number not in found.sessions and not inode.flags & INODE_PENDING:
+    elif number not in found.written and not inode.flags & INODE_PENDING:
         end = chunk.index * inode.chunk_size + length
         if length and end > inode.length:
             text = f"{chunk_name(chunk)} ends at {end}, the file at {inode.length}"

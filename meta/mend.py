@@ -26,7 +26,7 @@ from .context import Context
 from .fsck import Fault, survey
 from .intents import Intents
 from .lost_found import home_of_the_lost
-from .ops.unlink import discard, has_session
+from .ops.unlink import discard, has_session, has_writer
 from .schema import (
     DIRECTORY,
     FILE,
@@ -489,7 +489,7 @@ async def _chunk_behind_end(ctx: Context, txn: Txn, problem: Problem, repair: bo
     inode = await resolve.load(txn, problem.inode)
     if inode is None or inode.kind != FILE or inode.flags & INODE_PENDING or problem.length <= inode.length:
         return GONE
-    if await has_session(txn, inode.id):
+    if await has_writer(txn, inode.id):
         return GONE
     if not repair:
         return FOUND

@@ -11,8 +11,9 @@ Keys are a 4-byte tag and ordered parts (fs3.kv.keys). Integers in values are li
     DSUB  directory                 counter (atomic_add): subdirectories. nlink of a directory = 2 + this.
     XATR  inode, name               value of an extended attribute. INODE_XATTRS is set where an inode has, or had, any.
     SESS  inode, client, session    Session: an open for writing, or a hold (a file open for reading whose last name was
-                                    removed by its own mount). An inode without names lives until its last session ends.
-                                    Those of a dead client are found by reading all SESS, which only its death causes.
+                                    removed by its own mount, or open for more than a moment). An inode without names
+                                    lives until its last session ends. Those of a dead client are found by reading all
+                                    SESS, which only its death causes, and once a minute.
     LOCK  inode, client, owner      Lock: an advisory lock. INODE_LOCKS is set where an inode has, or had, any. Those of a
                                     dead client end with its sessions.
     IDEM  client, channel           sequence u64, method u16, second u64, error u8, reply: what the last request of this

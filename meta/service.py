@@ -92,6 +92,7 @@ class MetaService:
         self._changes(server, api.RENAME, rename.rename)
         self._changes(server, api.SETXATTR, xattr.setxattr)
         self._changes(server, api.RELEASE, session.release)
+        self._changes(server, api.HOLD, session.hold)
         self._changes(server, api.RMTREE, trees.rmtree)
         server.handle(api.SETATTR, self._guarded(self.setattr))
         server.handle(api.CREATE, self._guarded(self.create))

@@ -429,6 +429,23 @@ class ReleaseRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldRequest:
+    """This client has files open only for reading, and means to keep them: makes a session for each that holds its data,
+    should others remove it. ReleaseRequest ends them. At most RELEASES_MAX."""
+
+    tag: RequestTag
+    client: int
+    sessions: tuple[SessionRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HoldReply:
+    """gone: inodes that are not there any more, or no files, for which nothing was made."""
+
+    gone: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RmtreeRequest:
     """Remove a directory with all that is in it: its name goes at once, the rest in the background (meta.trees).
 
@@ -470,3 +487,4 @@ LISTXATTR = Method(217, "meta.listxattr", ListxattrRequest, ListxattrReply)
 APPEND = Method(218, "meta.append", AppendRequest, AppendReply)
 RELEASE = Method(219, "meta.release", ReleaseRequest, Empty)
 RMTREE = Method(220, "meta.rmtree", RmtreeRequest, RmtreeReply)
+HOLD = Method(223, "meta.hold", HoldRequest, HoldReply)

@@ -73,6 +73,7 @@ async def connect(
             central.apply = client.use_settings
             nursery.start_soon(client.run_reports)
             nursery.start_soon(client.releases.run)
+            nursery.start_soon(client.holds.run)
             try:
                 yield client
             finally:

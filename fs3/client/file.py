@@ -391,12 +391,13 @@ class FileClient(NameCalls):
     async def reopen_sessions(self) -> None:
         """Make the sessions of all open files anew: meta may have ended them while it took this client for dead."""
         for state in list(self._inodes.values()):
-            for session in [*state.sessions, *state.holds]:
+            for session in list(state.sessions):
                 try:
                     await self._reopen(state.id, session)
                 except FS3Error as error:
                     state.gone = state.gone or error.code is Code.STALE_HANDLE
                     logger.warning("inode %d, open for writing: cannot be opened again: %s", state.id, error)
+        await self.holds.renew()
 
     async def _reopen(self, inode: int, session: int) -> None:
         await self._meta.change(

@@ -41,6 +41,7 @@ from ..api.meta import (
     XattrMode,
 )
 from ..env import Env
+from .holds import Holds
 from .inode import OpenInode
 from .locks import Locks
 from .meta import MetaClient
@@ -68,6 +69,7 @@ class NameCalls:
         self._inodes: dict[int, OpenInode] = {}  # those with open handles
         self.releases = Releases(meta, node)
         self.locks = Locks(env, meta, node)
+        self.holds = Holds(meta, node, self._inodes, self.releases, self._new_session)
 
     async def lookup(self, caller: Caller, parent: int, name: bytes) -> Attr:
         return self._seen((await self._meta.call(LOOKUP, LookupRequest(caller, parent, name))).attr)

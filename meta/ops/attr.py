@@ -22,7 +22,7 @@ from ..schema import (
     pack_times,
     times_key,
 )
-from .unlink import has_session
+from .unlink import has_writer
 
 _TIME_MAX_NS = (1 << 63) - 1
 _ID_MAX = (1 << 32) - 2
@@ -35,7 +35,7 @@ async def set_length(ctx: Context, txn: Txn, inode: Inode, length: int, now_ns: 
     What lies behind the new length has to go before anybody extends the file again, so it is noted as an intent. Nothing
     can lie there if the file was not longer and nobody has it open for writing, whose last bytes are not reported yet.
     """
-    open_for_write = await has_session(txn, inode.id)
+    open_for_write = await has_writer(txn, inode.id)
     if open_for_write or length < inode.length:
         bound = -1 if open_for_write else inode.length
         txn.set(intent_key(inode.id), Intent(INTENT_TRUNCATE, length, bound, ctx.owner, 0).pack())

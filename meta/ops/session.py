@@ -11,6 +11,8 @@ from fs3.api.meta import (
     AttrReply,
     Caller,
     CloseRequest,
+    HoldReply,
+    HoldRequest,
     OpenReply,
     OpenRequest,
     ReleaseRequest,
@@ -141,6 +143,20 @@ async def release(ctx: Context, txn: Txn, request: ReleaseRequest) -> Empty:
         if inode is not None and inode.nlink == 0 and not await has_session(txn, inode.id):
             discard(ctx, txn, inode)
     return Empty()
+
+
+async def hold(ctx: Context, txn: Txn, request: HoldRequest) -> HoldReply:
+    if len(request.sessions) > RELEASES_MAX:
+        raise FS3Error(Code.INVALID, f"{len(request.sessions)} files in one request")
+    made = Session(0, True, ctx.now_ns()).pack()
+    gone = []
+    for wanted in request.sessions:
+        inode = await resolve.load(txn, wanted.inode)
+        if inode is None or inode.kind != FILE:
+            gone.append(wanted.inode)
+        else:
+            txn.set(session_key(wanted.inode, request.client, wanted.session), made)
+    return HoldReply(tuple(gone))
 
 
 async def report(ctx: Context, txn: Txn, request: ReportRequest) -> AttrReply:

@@ -31,11 +31,21 @@ from ..schema import (
     xattr_key,
 )
 
+HOLDS_LOOKED_AT = 100
+"""Where there are more of them, a writer may be among them."""
+
 
 async def has_session(txn: Txn, inode: int) -> bool:
     """Whether anybody holds the inode."""
     begin, end = span(session_key(inode, 0, 0)[:12])
     return bool(await txn.get_range(begin, end, limit=1))
+
+
+async def has_writer(txn: Txn, inode: int) -> bool:
+    """Whether anybody may have the file open for writing."""
+    begin, end = span(session_key(inode, 0, 0)[:12])
+    pairs = await txn.get_range(begin, end, limit=HOLDS_LOOKED_AT)
+    return len(pairs) == HOLDS_LOOKED_AT or not all(Session.unpack(value).hold for _, value in pairs)
 
 
 def discard(ctx: Context, txn: Txn, inode: Inode) -> None:

@@ -207,6 +207,21 @@ def test_what_two_mounts_have_in_common(shared_cluster: harness.Cluster, mounted
         with opened(there / "gone", os.O_RDONLY) as fd:
             (mounted / "gone").unlink()
             harness.wait_until(lambda: error_of(lambda: os.pread(fd, 1, 0)) == errno.ESTALE, "the file to be gone", 20)
+        (mounted / "kept").write_bytes(ops.pattern(5, MIB))
+        with opened(there / "kept", os.O_RDONLY) as fd:
+            line = [
+                "admin",
+                "--data",
+                str(shared_cluster.data),
+                "session",
+                "list",
+                "--path",
+                str(mounted / "kept"),
+                "--json",
+            ]
+            harness.wait_until(lambda: '"hold"' in CliRunner().invoke(cli, line).output, "the file to be held", 20)
+            (mounted / "kept").unlink()
+            assert os.pread(fd, 2 * MIB, 0) == ops.pattern(5, MIB)
         (there / "d").mkdir()
         assert error_of(lambda: os.mkdir(mounted / "d")) == errno.EEXIST
     finally:

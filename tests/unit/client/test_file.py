@@ -137,6 +137,36 @@ async def test_a_file_removed_by_another_client_is_read_whole_or_not_at_all(live
     await client.close(reading)
 
 
+async def test_a_file_that_is_open_for_a_while_is_kept_when_another_client_removes_it(
+    live: Live, client: FileClient
+) -> None:
+    data = bytes(range(256)) * 1024
+    async with live.client() as other:
+        await Paths(other).write_file("/f", data)
+        inode = (await Paths(other).stat("/f")).inode
+        file = await client.open(ROOT_CALLER, inode, Access.READ)
+        again = await client.open(ROOT_CALLER, inode, Access.READ)
+        await client.holds.keep([file.inode])
+        await Paths(other).unlink("/f")
+        await trio.sleep(0.2)
+        assert bytes(await client.read(file, 0, len(data))) == data
+        assert (await client.getattr(inode)).nlink == 0
+        await client.holds.renew()
+        assert not file.inode.gone
+        await client.close(file)
+        assert bytes(await client.read(again, 0, 5)) == data[:5]
+        await client.close(again)
+        await client.releases.tell()
+        with pytest.raises(FS3Error) as caught:
+            await other.getattr(inode)
+        assert caught.value.code is Code.STALE_HANDLE
+        gone = await client.create(ROOT_CALLER, ROOT_INODE, b"g", 0o644, Access.READ)
+        await Paths(other).unlink("/g")
+        await client.holds.keep([gone.inode])
+        assert gone.inode.holds == []
+        await client.close(gone)
+
+
 async def test_a_hold_that_nobody_needs_is_given_back(client: FileClient) -> None:
     file = await create(client)
     await client.close(file)

@@ -125,6 +125,12 @@ case("unlink-linked", api.REMOVE)(_unlink(linked=True))
 case("unlink-missing", api.REMOVE)(_unlink(name=b"missing"))
 
 
+@case("hold", api.HOLD)
+async def _hold(w: World) -> api.HoldRequest:
+    attr = await w.written(R, b"f", DATA)
+    return api.HoldRequest(TAG, CLIENT, (SessionRef(attr.inode, 4), SessionRef(R, 5), SessionRef(12345, 6)))
+
+
 def _lock(mode: LockMode, there: LockMode = LockMode.UNLOCKED) -> Prepare:
     async def prepare(w: World) -> LockRequest:
         attr = await w.written(R, b"f", DATA)

@@ -11,6 +11,26 @@ from fs3.layout import FILE_LENGTH_MAX
 from tests.unit.meta.world import ALICE, BOB, CAROL, CHUNK, CLIENT, ROOT, R, refused, world
 
 
+async def test_what_is_held_lives_on_and_is_cut_like_a_file_that_nobody_writes() -> None:
+    async with world() as w:
+        attr = await w.written(R, b"f", b"x" * (2 * CHUNK))
+        refs = (SessionRef(attr.inode, 4), SessionRef(R, 5), SessionRef(12345, 6))
+        assert (await w.call(api.HOLD, api.HoldRequest(w.tag(), CLIENT, refs))).gone == (R, 12345)
+        async with refused(Code.INVALID):
+            await w.call(api.HOLD, api.HoldRequest(w.tag(), CLIENT, refs * 30))
+        calls = len(w.chunks.calls)
+        attr = await w.setattr(attr.inode, length=CHUNK)
+        assert w.chunks.calls[calls:] == ["truncate"]
+        attr = await w.setattr(attr.inode, length=3 * CHUNK)
+        assert w.chunks.calls[calls:] == ["truncate"], "no writer may have put anything behind the end"
+        await w.unlink(R, b"f")
+        assert (await w.getattr(attr.inode)).nlink == 0 and await w.keys(b"GCQ_") == []
+        await w.call(RELEASE, ReleaseRequest(w.tag(), CLIENT, refs[:1]))
+        async with refused(Code.STALE_HANDLE):
+            await w.getattr(attr.inode)
+        assert len(await w.keys(b"GCQ_")) == 1
+
+
 @pytest.mark.parametrize(
     ("caller", "access", "truncate", "allowed"),
     [

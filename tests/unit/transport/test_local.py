@@ -6,10 +6,14 @@ import fcntl
 import gc
 import logging
 import os
+import shutil
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 import trio
@@ -27,6 +31,7 @@ from fs3.transport.tcp import TcpConnection
 from fs3.wire.frame import FLAG_SHARED, Frame, Kind, encode_head
 from tests.unit.rpc.world import ECHO, Number
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 MIB = 1024 * 1024
 HELLO = struct.pack("<8sI", b"fs3local", 1)
 
@@ -263,7 +268,7 @@ async def test_memory_that_could_shrink_is_refused(caplog: pytest.LogCaptureFixt
             sock.connect("\0fs3 " + listener.address)
             socket.send_fds(sock, [hello], fds)
             connection = await listener.accept()
-            with pytest.raises(ProtocolError):
+            with pytest.raises(ProtocolError), trio.fail_after(5):
                 await connection.receive()
     for fd in (unsealed, growing, empty, file):
         os.close(fd)
@@ -280,22 +285,25 @@ def _leads_to(name: str, what: str) -> bool:
     return False
 
 
-async def test_others_data_is_copied_before_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("uid", "euid", "believed"), [(0, 1000, True), (7, 7, True), (7, 0, False), (7, 1000, False)])
+async def test_others_data_is_copied_before_it_is_looked_at(
+    uid: int, euid: int, believed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who may not change the daemon's files may not change what it is about to store either."""
-    monkeypatch.setattr(local, "_credentials", lambda sock: (1, 0, 0))
-    for euid, changes in ((0, True), (1000, True)):
-        monkeypatch.setattr(os, "geteuid", lambda euid=euid: euid)
-        async with pair() as (client, server):  # a peer that is root is believed
-            await client.send(request(2), [b"a" * MIB])
-            seen = await server.fetch(await server.receive())
-            client._pool.view(0, 10)[:] = b"b" * 10
-            assert (bytes(seen[:10]) == b"b" * 10) is changes
-    async with pair() as (client, server):
-        server._trusted = False
-        await client.send(request(2), [b"a" * MIB])
-        seen = await server.fetch(await server.receive())
-        client._pool.view(0, 10)[:] = b"b" * 10
-        assert bytes(seen[:10]) == b"a" * 10
+    transport = LocalTransport()
+    listener = await transport.listen("local://test:0")
+    client = await transport.connect(listener.address)
+    server = await listener.accept()
+    assert isinstance(client, LocalClient) and isinstance(server, LocalServer)
+    monkeypatch.setattr(local, "_credentials", lambda sock: (1, uid, uid))
+    monkeypatch.setattr(os, "geteuid", lambda: euid)
+    client.welcome = True
+    await client.send(request(2), [b"a" * MIB])
+    seen = await server.fetch(await server.receive())
+    client._pool.view(0, 10)[:] = b"b" * 10
+    assert bytes(seen[:10]) == (b"b" if believed else b"a") * 10
+    for closing in (client, server, listener):
+        await closing.aclose()
 
 
 async def test_a_foreign_process_that_took_a_name_is_not_believed(
@@ -415,6 +423,22 @@ async def test_a_handler_outlives_its_client() -> None:
 def _mappings() -> int:
     with open("/proc/self/maps", encoding="ascii") as maps:
         return sum(["memfd:fs3-bulk" in line for line in maps])
+
+
+def test_another_network_namespace_has_no_such_name() -> None:
+    """As in another container of this host: there TCP is left."""
+    tool = shutil.which("unshare")
+    if tool is None or subprocess.run([tool, "--net", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespace can be made here")
+    program = "import sys; from fs3.transport.local import LocalTransport; print(LocalTransport().find(sys.argv[1]) is None)"
+    listener = LocalTransport().listen_as(f"tcp://127.0.0.1:1 {os.getpid()}")
+    words = [tool, "--net", sys.executable, "-W", "ignore", "-c", program, listener.address]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True, cwd=REPOSITORY)
+    assert done.stdout.strip() == "True", done.stderr
+    here = LocalTransport().find(listener.address)
+    assert here is not None
+    here._close("")
+    listener._socket.close()
 
 
 def test_flags_are_apart() -> None:

@@ -194,6 +194,7 @@ class Collector:
         told = [inode for inode in ctx.removed if share.has(inode)]
         ctx.removed.clear()
         for at in range(0, len(told), PAGE):
+            await trio.lowlevel.checkpoint()
             txn = ctx.engine.transaction()
             todo = []
             for inode in told[at : at + PAGE]:

@@ -18,6 +18,7 @@ from fs3.client.settings import CentralSettings
 from fs3.config import option
 from fs3.daemon import main as daemon_main
 from fs3.daemon import version
+from fs3.direct import DirectWaits
 from fs3.env import Env
 from fs3.errors import ConfigError, FS3Error
 from fs3.ids import NodeKind
@@ -144,7 +145,7 @@ async def serve(
             for closed in homes.closed:
                 if closed.damaged:
                     nursery.start_soon(_reopen, service, homes, closed)
-            server = RpcServer(env, ServerLimits(bytes_max=256 * _MIB))
+            server = RpcServer(env, ServerLimits(bytes_max=256 * _MIB), DirectWaits.here())
             service.bind(server)
             await nursery.start(server.serve, listener)
             if config.short_circuit and (local := await env.transport.listen_locally(address)) is not None:

@@ -6,6 +6,7 @@ Standard library only. Threads work on files of their own in one folder. What pr
 from __future__ import annotations
 
 import os
+import random
 import sys
 import threading
 import time
@@ -51,6 +52,7 @@ def rmdir(path: str) -> None:
 ROWS: dict[str, Callable[[str], object]] = {
     "create": create,
     "stat": os.stat,
+    "shuffled": os.stat,
     "open": open_close,
     "create4k": create_4k,
     "unlink4k": unlink_4k,
@@ -69,6 +71,8 @@ def list_all(folder: str) -> int:
 
 def main(row: str, folder: str, files: int, threads: int) -> None:
     paths = [f"{folder}/file-{number:07d}" for number in range(files)]
+    if row == "shuffled":
+        random.Random(files).shuffle(paths)
     done = [0] * threads
     start = threading.Barrier(threads + 1)
 

@@ -12,7 +12,8 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
@@ -25,6 +26,8 @@ logger = logging.getLogger("fs3.control")
 LINE_MAX = 4096
 """Bytes of a question."""
 CONNECTIONS_MAX = 16
+STRANGERS_MAX = 4
+"""Connections of users who may not ask."""
 ANSWER_S = 10.0
 """In which an answer must have been taken."""
 _CREDENTIALS = struct.Struct("3i")
@@ -59,7 +62,7 @@ async def serve(
             task_status.started()
             return
         task_status.started()
-        limit = trio.CapacityLimiter(CONNECTIONS_MAX)
+        limits = {True: trio.CapacityLimiter(CONNECTIONS_MAX), False: trio.CapacityLimiter(STRANGERS_MAX)}
         async with trio.open_nursery() as nursery:
             while True:
                 try:
@@ -68,27 +71,38 @@ async def serve(
                     logger.info("control socket: %s", error.strerror)
                     await trio.sleep(1.0)
                     continue
-                nursery.start_soon(_visit, env, peer, figures, limit)
+                nursery.start_soon(_visit, env, peer, figures, limits)
 
 
 async def _visit(
-    env: Env, peer: trio.socket.SocketType, figures: Callable[[], dict[str, Any]], limit: trio.CapacityLimiter
+    env: Env, peer: trio.socket.SocketType, figures: Callable[[], dict[str, Any]], limits: dict[bool, trio.CapacityLimiter]
 ) -> None:
+    """limits: for those who may ask, and for others, who must not keep those out."""
     with peer:
         try:
-            limit.acquire_nowait()
-        except trio.WouldBlock:
-            return
-        try:
-            await _answer(env, trio.SocketStream(peer), figures)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+            allowed = peer_uid(peer) in (0, os.geteuid())
+            async with _held(limits[allowed]):
+                if allowed:
+                    await _answer(env, trio.SocketStream(peer), figures)
+                else:
+                    await _refuse(trio.SocketStream(peer))
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
             logger.debug("control socket: %s", error)
-        finally:
-            limit.release()
+        except Exception:
+            logger.exception("control socket")  # a bug, of which the mount must not die
+
+
+@asynccontextmanager
+async def _held(limit: trio.CapacityLimiter) -> AsyncIterator[None]:
+    """Raises WouldBlock where there is no room."""
+    limit.acquire_nowait()
+    try:
+        yield
+    finally:
+        limit.release()
 
 
 async def _answer(env: Env, stream: trio.SocketStream, figures: Callable[[], dict[str, Any]]) -> None:
-    allowed = peer_uid(stream.socket) in (0, os.geteuid())
     listener: Listener | None = None
     rest = b""
     try:
@@ -99,9 +113,6 @@ async def _answer(env: Env, stream: trio.SocketStream, figures: Callable[[], dic
                 if not more or len(rest) > LINE_MAX:
                     return
             line, _, rest = rest.partition(b"\n")
-            if not allowed:
-                await _send(stream, {"error": f"only root and uid {os.geteuid()}, who mounted it, may ask this mount"})
-                return
             asked = _asked(line)
             if asked == "metrics":
                 await _send(stream, figures())
@@ -116,10 +127,17 @@ async def _answer(env: Env, stream: trio.SocketStream, figures: Callable[[], dic
             listener.close()
 
 
+async def _refuse(stream: trio.SocketStream) -> None:
+    """Answer one question, whatever it is."""
+    with trio.move_on_after(ANSWER_S):
+        await stream.receive_some(LINE_MAX)
+        await _send(stream, {"error": f"only root and uid {os.geteuid()}, who mounted it, may ask this mount"})
+
+
 def _asked(line: bytes) -> Any:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found.get("ask") if isinstance(found, dict) else None
 

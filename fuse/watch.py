@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import logging
 from typing import Any
 
 from fs3.ids import ROOT_INODE
 from fs3.metrics import Histogram, Metrics, Operation
 
 from .handles import InodeTable
+
+logger = logging.getLogger("fs3.fuse.watch")
 
 PATH_DEPTH_MAX = 64
 _NAME_MAX = 80
@@ -69,7 +72,17 @@ class Watch:
             self._closing[handle] = opener  # until this operation has been described
 
     def tell(self, name: str, took_ns: int, error: int, parameters: tuple[str, ...], arguments: tuple[Any, ...]) -> None:
-        """Describe an operation. arguments: of its handler, parameters: their names."""
+        """Describe an operation to those who listen. arguments: of its handler, parameters: their names."""
+        try:
+            told = self._described(name, took_ns, error, parameters, arguments)
+        except Exception:
+            logger.exception("%s could not be described", name)  # a bug, which must not reach the program
+            return
+        self.metrics.tell(told)
+
+    def _described(
+        self, name: str, took_ns: int, error: int, parameters: tuple[str, ...], arguments: tuple[Any, ...]
+    ) -> Operation:
         given = dict(zip(parameters, arguments, strict=False))
         caller, inode = "", 0
         handle = given.pop("fh", None)
@@ -91,7 +104,7 @@ class Watch:
                 path = f"{path.rstrip('/')}/{_text(given.pop(parameter))}"
         words = " ".join([word for key, value in given.items() if (word := _word(key, value))])
         code = errno.errorcode.get(error, str(error)) if error else ""
-        self.metrics.tell(Operation(f"fuse.{name}", took_ns, caller, code, inode, path, words))
+        return Operation(f"fuse.{name}", took_ns, caller, code, inode, path, words)
 
 
 def path_of(inodes: InodeTable, inode: int) -> str:

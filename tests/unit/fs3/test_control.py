@@ -62,8 +62,9 @@ async def test_figures_and_operations_go_through_the_door() -> None:
 async def test_nonsense_is_answered_with_what_was_meant_and_long_lines_end_it() -> None:
     async with served() as (_, device):
         async with await visit(device) as stream:
-            await stream.send_all(b"[1, 2\n")
-            assert b"expected" in await stream.receive_some(4096)
+            for line in (b"[1, 2\n", b"[" * 4000 + b"\n", b"\xff\n", b'{"ask": []}\n'):
+                await stream.send_all(line)
+                assert b"expected" in await stream.receive_some(4096)
             with pytest.raises(FS3Error, match="expected"):
                 await WatchedMount("/m", stream)._ask("the time")
         async with await visit(device) as stream:
@@ -76,8 +77,8 @@ async def test_nonsense_is_answered_with_what_was_meant_and_long_lines_end_it() 
 
 
 async def test_other_users_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "peer_uid", lambda sock: 4242)
     async with served() as (_, device), await visit(device) as stream:
-        monkeypatch.setattr(control, "peer_uid", lambda sock: 4242)
         await stream.send_all(b'{"ask": "metrics"}\n')
         assert "only root" in json.loads(await stream.receive_some(4096))["error"]
         assert await stream.receive_some(10) == b""

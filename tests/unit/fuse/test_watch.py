@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+
 from fs3.ids import ROOT_INODE
 from fs3.metrics import Metrics, Operation
 from fuse.handles import InodeTable
@@ -41,6 +43,16 @@ def test_what_is_read_and_closed_is_laid_to_who_opened_it() -> None:
     assert heard[0] == Operation("fuse.read", 5_000, "4711:1000", "", 11, "/data/train.bin", "off=4096 size=100")
     assert (heard[1].caller, heard[1].path) == ("4711:1000", "/data/train.bin")
     assert (heard[2].caller, heard[2].inode, heard[2].error) == ("", 0, "EBADF")
+
+
+@pytest.mark.expects_error_log
+def test_a_description_that_fails_is_logged_and_hurts_nobody() -> None:
+    metrics = Metrics()
+    watch = Watch(metrics, inodes())
+    heard: list[Operation] = []
+    metrics.listeners.append(heard.append)
+    watch.tell("lookup", 1, 0, ("self", "parent_inode", "name"), (None, 10, "no bytes"))
+    assert not heard
 
 
 def test_directories_and_files_have_handles_of_their_own() -> None:

@@ -115,6 +115,8 @@ async def _answer(env: Env, stream: trio.SocketStream) -> None:
                 await stream.send_all(response(request, env))
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 logger.debug("metrics: %s", error)
+            except Exception:
+                logger.exception("metrics")  # a bug, of which the daemon must not die
 
 
 def response(request: bytes, env: Env) -> bytes:

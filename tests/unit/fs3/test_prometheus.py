@@ -64,6 +64,19 @@ async def test_requests_over_http() -> None:
     assert f"Content-Length: {len(body)}".encode() in head and b"fs3_storage_reads_total" in body
 
 
+@pytest.mark.expects_error_log
+async def test_a_page_that_cannot_be_made_hurts_nobody() -> None:
+    made = env()
+    made.metrics.sources.append(lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(serve, made, "127.0.0.1:0")
+        for _ in range(2):
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                await stream.send_all(b"GET /metrics HTTP/1.1\r\n\r\n")
+                assert await stream.receive_some() == b""
+        nursery.cancel_scope.cancel()
+
+
 async def test_head_has_no_body_and_nonsense_is_refused() -> None:
     assert response(b"HEAD /metrics HTTP/1.1\r\n\r\n", env()).endswith(b"\r\n\r\n")
     assert response(b"\x16\x03\x01\r\n\r\n", env()).startswith(b"HTTP/1.1 405")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from ..api.meta import Access, Attr, Caller, FileKind, RenameFlags
@@ -18,6 +18,8 @@ from .locks import Lock
 
 SYMLINKS_MAX = 40
 LISTING_LIMIT = 1024
+FOLDERS_MAX = 4096
+"""Folders whose places are remembered, if that is wanted."""
 
 _MODES = {
     "r": (Access.READ, False, False, False),
@@ -105,11 +107,19 @@ class AsyncFile:
 
 class Paths:
     """Calls by path, as the functions of `os` have them. A path starts at the root of the file system, with or without a
-    slash. Raises FS3Error, whose errno is that of the call on a local file system."""
+    slash. Raises FS3Error, whose errno is that of the call on a local file system.
 
-    def __init__(self, client: FileClient, caller: Caller | None = None) -> None:
+    folders_s: for so long stat and opening to read trust where they found the folders of a path, as a mount does for its
+    entry_timeout: a file may be found where another client moved its folder away from. Changes always look anew, and so
+    does what is not found.
+    """
+
+    def __init__(self, client: FileClient, caller: Caller | None = None, *, folders_s: float = 0.0) -> None:
         self._client = client
         self._caller = caller if caller is not None else own_caller()
+        self._folders_s = folders_s
+        self._folders: dict[tuple[bytes, ...], tuple[int, float]] = {}  # inode, until when; of folders by their paths
+        self._moves = 0  # of folders, by this object
 
     @property
     def cluster(self) -> str:
@@ -166,22 +176,26 @@ class Paths:
 
     async def unlink(self, path: str) -> None:
         parent, name = await self._parent(path)
-        await self._client.remove(self._caller, parent, name, directory=False, hold=self._client.any_open)
+        with self._moving():  # a link to a folder, say
+            await self._client.remove(self._caller, parent, name, directory=False, hold=self._client.any_open)
 
     async def rmdir(self, path: str) -> None:
         parent, name = await self._parent(path)
-        await self._client.remove(self._caller, parent, name, directory=True)
+        with self._moving():
+            await self._client.remove(self._caller, parent, name, directory=True)
 
     async def rmtree(self, path: str) -> None:
         """Remove a directory with all that is in it: its name at once, the rest in the background."""
         parent, name = await self._parent(path)
-        await self._client.rmtree(self._caller, parent, name)
+        with self._moving():
+            await self._client.rmtree(self._caller, parent, name)
 
     async def rename(self, path: str, new_path: str, flags: RenameFlags = RenameFlags.NONE) -> None:
         parent, name = await self._parent(path)
         new_parent, new_name = await self._parent(new_path)
         hold = flags is RenameFlags.NONE and self._client.any_open
-        await self._client.rename(self._caller, parent, name, new_parent, new_name, flags, hold=hold)
+        with self._moving():
+            await self._client.rename(self._caller, parent, name, new_parent, new_name, flags, hold=hold)
 
     async def symlink(self, target: str, path: str) -> Attr:
         parent, name = await self._parent(path)
@@ -313,9 +327,7 @@ class Paths:
             raise error
         return found
 
-    async def write_batch(
-        self, items: Sequence[tuple[str | AsyncFile, int, Any]], *, strict: bool = False
-    ) -> list[Result]:
+    async def write_batch(self, items: Sequence[tuple[str | AsyncFile, int, Any]], *, strict: bool = False) -> list[Result]:
         """Write many pieces (path or open file, offset, bytes), several at once and in no order. Returns how many bytes each
         item wrote, or its FS3Error, as read_batch does. A file named by its path must exist and is opened once."""
         results = await write_batch(self._client, self._caller, self.stat, items)
@@ -335,11 +347,44 @@ class Paths:
         return (await self._walk(parts[:-1], True)).inode, parts[-1]
 
     async def _resolve(self, path: str, follow: bool) -> Attr:
-        return await self._walk(_parts(os.fsencode(path)), follow)
+        parts = _parts(os.fsencode(path))
+        if not self._folders_s or len(parts) < 2:
+            return await self._walk(parts, follow)
+        inode, known = await self._folder(tuple(parts[:-1]))
+        try:
+            return await self._walk(parts[-1:], follow, inode)
+        except FS3Error as error:
+            if not known or error.code not in (Code.NOT_FOUND, Code.NOT_DIRECTORY, Code.STALE_HANDLE):
+                raise
+        self._folders.clear()  # another folder may have its name now
+        return await self._walk(parts, follow)
 
-    async def _walk(self, parts: list[bytes], follow: bool) -> Attr:
+    async def _folder(self, path: tuple[bytes, ...]) -> tuple[int, bool]:
+        """The inode of a folder, and whether it was known already."""
+        moves, now = self._moves, self._client.env.monotonic()
+        found = self._folders.get(path)
+        if found is not None and found[1] > now:
+            return found[0], True
+        inode = (await self._walk(list(path), True)).inode
+        if len(self._folders) >= FOLDERS_MAX:
+            self._folders.clear()
+        if self._moves == moves:
+            self._folders[path] = inode, now + self._folders_s
+        return inode, False
+
+    @contextmanager
+    def _moving(self) -> Iterator[None]:
+        """Around what may take folders away from where they were found."""
+        self._moves += 1
+        try:
+            yield
+        finally:
+            self._moves += 1
+            self._folders.clear()
+
+    async def _walk(self, parts: list[bytes], follow: bool, start: int = ROOT_INODE) -> Attr:
         left = parts[::-1]
-        inode: int = ROOT_INODE
+        inode: int = start
         attr: Attr | None = None  # of inode, where it is known
         links = 0
         while left:

@@ -35,6 +35,8 @@ from .paths import AsyncFile, Paths
 
 T = TypeVar("T")
 
+FOLDERS_S = 1.0
+"""For how long the folders of a path are trusted to be where they were found; see fs3.client.paths."""
 CONNECT_S = 30.0
 """How long a shared client waits for mgmtd to answer."""
 EXIT_S = 5.0
@@ -108,7 +110,7 @@ class _Loop:
         self._token = trio.lowlevel.current_trio_token()
         with self._scope:
             async with connect_async(Env(self._transport), self._addresses, socket.gethostname()) as client:
-                self.paths = Paths(client, self._caller)
+                self.paths = Paths(client, self._caller, folders_s=FOLDERS_S)
                 self._ready.set()
                 await self._stop.wait()
 

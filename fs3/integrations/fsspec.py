@@ -40,10 +40,10 @@ class FS3FileSystem(AbstractFileSystem):
     folders of files that are opened for writing.
 
     All instances for one cluster share one client in each process; it connects at its first call, and again after a fork.
-    Nothing is cached: what others did is seen at once. Files are read and written by this process's user and groups.
-    Errors are the OSErrors of a local file system. Writing is as `open` of the operating system has it: content is on all
-    replicas when close returns, and on stable storage after `sync` of the file's `raw`. Within `with fs.transaction:` files
-    take their names at its end.
+    What others did is seen at once, but for folders that they moved, whose old paths may work for a second more. Files are
+    read and written by this process's user and groups. Errors are the OSErrors of a local file system. Writing is as `open`
+    of the operating system has it: content is on all replicas when close returns, and on stable storage after `sync` of the
+    file's `raw`. Within `with fs.transaction:` files take their names at its end.
     """
 
     protocol = "fs3"

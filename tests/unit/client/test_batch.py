@@ -246,3 +246,30 @@ async def test_cancelling_a_batch_leaves_no_file_open(paths: Paths) -> None:
     with trio.move_on_after(0.005):
         await paths.read_batch(items, bytearray(100 * len(items)))
     assert not paths._client.any_open
+
+
+async def test_folders_of_a_path_are_trusted_for_a_while_if_that_is_wanted(live: Live) -> None:
+    async with live.client() as client, live.client() as another:
+        trusting, other = Paths(client, folders_s=3600), Paths(another)
+        await other.makedirs("/data/sub")
+        await other.write_file("/data/sub/file", b"old")
+        with counted("meta.lookup") as lookups:
+            for _ in range(5):
+                assert (await trusting.stat("/data/sub/file")).length == 3
+        assert len(lookups) == 2 + 5
+        # What is new is found at once, in folders that are there now, and our own changes count at once.
+        await other.rename("/data/sub", "/data/elsewhere")
+        await other.makedirs("/data/sub")
+        await other.write_file("/data/sub/new", b"new one")
+        assert await trusting.read_file("/data/sub/new") == b"new one"
+        assert not await trusting.exists("/data/sub/file")
+        assert await trusting.exists("/data/elsewhere/file")
+        await trusting.rename("/data/elsewhere", "/data/third")
+        await trusting.makedirs("/data/elsewhere")
+        assert not await trusting.exists("/data/elsewhere/file") and await trusting.exists("/data/third/file")
+        await trusting.symlink("third", "/data/link")
+        assert await trusting.exists("/data/link/file")
+        await trusting.unlink("/data/link")
+        assert not await trusting.exists("/data/link/file")
+        await trusting.rmtree("/data/third")
+        assert not await trusting.exists("/data/third/file")

@@ -21,7 +21,6 @@ from ..api.storage import (
     REMOVE_FILE,
     SUSPECT,
     SYNC,
-    WRITE,
     QueryReply,
     QueryRequest,
     ReadRange,
@@ -35,7 +34,6 @@ from ..api.storage import (
     Update,
     UpdateKind,
     UpdateResult,
-    WriteRequest,
 )
 from ..checksum import Buffer, piece_checksums
 from ..env import Env
@@ -43,7 +41,6 @@ from ..errors import Code, FS3Error, ProtocolError
 from ..ids import ChunkId, RequestTag
 from ..layout import CHUNK_SIZE_MAX
 from ..routing import Chain, RoutingInfo
-from ..transport.base import Part
 from ..transport.buffers import BufferPool
 from ..wire.frame import PAYLOAD_SIZE_MAX
 from .channels import ChannelPool
@@ -54,11 +51,11 @@ from .reading import (
     Caller,
     ChunkRead,
     SingleReads,
-    error_of,
     take,
 )
 from .retry import Action, Backoff, action_for
 from .selection import ReplicaSelector
+from .writing import SharedWrites
 
 logger = logging.getLogger("fs3.client.storage")
 
@@ -158,6 +155,7 @@ class StorageClient:
         self._channels = ChannelPool(client_id)
         self._selector = ReplicaSelector(host, client_id)
         self._buffers = BufferPool()  # for what is not received in place
+        self._writes = SharedWrites(env, rpc)
         self._singles = SingleReads(env, rpc, self._selector, self._buffers)
 
     # Reading
@@ -356,9 +354,7 @@ class StorageClient:
     ) -> UpdateResult:
         """Write `data` at `offset` of a chunk, on all its replicas. Raises NO_SPACE, DEADLINE_EXCEEDED."""
         checksums = piece_checksums(data, offset)
-        return await self._update(
-            chain, chunk, UpdateKind.WRITE, offset, len(data), chunk_size, deadline, checksums, (data,)
-        )
+        return await self._update(chain, chunk, UpdateKind.WRITE, offset, len(data), chunk_size, deadline, checksums, data)
 
     async def truncate(
         self, chain: int, chunk: ChunkId, length: int, chunk_size: int, *, deadline: float, tag: RequestTag | None = None
@@ -389,7 +385,7 @@ class StorageClient:
         chunk_size: int,
         deadline: float,
         checksums: tuple[int, ...] = (),
-        payload: Sequence[Part] = (),
+        data: Buffer = b"",
         tag: RequestTag | None = None,
     ) -> UpdateResult:
         assert offset >= 0 and offset + length <= chunk_size, (offset, length, chunk_size)
@@ -397,13 +393,7 @@ class StorageClient:
         async def update(tag: RequestTag) -> UpdateResult:
             async def send(address: str, chain: Chain, head: int, limit: float) -> UpdateResult:
                 change = Update(tag, chain_id, chain.version, head, chunk, kind, offset, length, chunk_size, checksums)
-                reply = await self._rpc.call(address, WRITE, WriteRequest((change,)), deadline=limit, payload=payload)
-                if len(reply.results) != 1:
-                    raise ProtocolError(f"{address} answered {len(reply.results)} updates instead of one")
-                result = reply.results[0]
-                if result.code:
-                    raise error_of(result.code, result.message)
-                return result
+                return await self._writes.send(address, change, data, limit)
 
             return await self._at_head(f"{kind.name} of {chunk.inode}:{chunk.index}", chain_id, send, deadline, length)
 

@@ -61,6 +61,18 @@ while left:
 print(time.monotonic() - began, count)
 """
 
+SAMPLE = """
+import os, sys, time
+names = [sys.argv[1] + "/sample-%d" % number for number in range(1000)]
+def create(name):
+    os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+for act in (create, os.stat, os.unlink):
+    began = time.monotonic()
+    for name in names:
+        act(name)
+    print(act.__name__, "%.2f ms" % ((time.monotonic() - began) * 1000 / len(names)), end="  ")
+"""
+
 
 class Memory:
     """Resident memory of one of the cluster's processes."""
@@ -244,6 +256,12 @@ def listing(mount: Path, memory: Memory, expected: int) -> None:
     say("mount, after it", f"{memory.mib():.0f} MiB, at most {memory.mib('VmHWM'):.0f} MiB")
 
 
+def sample(directory: Path) -> None:
+    """Names made, looked at and removed through the mount where there are many others."""
+    line = [sys.executable, "-I", "-S", "-c", SAMPLE, str(directory)]
+    say("one by one through the mount", subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip())
+
+
 def run(home: Path, options: argparse.Namespace) -> None:
     data, mount = home / "data", home / "mnt"
     up = [*fs3_command(), "up", "--data", str(data), "--mount", str(mount), "--storages", "1", "--replicas", "1", "--detach"]
@@ -257,6 +275,7 @@ def run(home: Path, options: argparse.Namespace) -> None:
             bench = Bench(Files(made).meta, of_meta, options)
             await bench.fill()
             await bench.look_up()
+            await trio.to_thread.run_sync(sample, mount / "top")
             await trio.to_thread.run_sync(listing, mount, of_mount, total)
             say("meta, after it", f"{of_meta.mib():.0f} MiB")
             await bench.remove()

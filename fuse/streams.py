@@ -10,9 +10,12 @@ from collections import OrderedDict, deque
 
 FIRST_READ_MIN = 128 * 1024
 """A first read from the start of a file counts as the first of many if it has this length."""
-SLACK_READS = 4
-"""The kernel sends a reader's requests several at a time, and they may come out of order: what lies within so many of its
-length of the expected place belongs to a stream."""
+EARLY_READS, LATE_READS = 1, 2
+"""The kernel sends a reader's requests several at a time, and they may come out of order: what lies this many of its length
+behind the expected place, or before it, belongs to a stream."""
+SURE_READS = 3
+"""Reads of a stream from which on it is read ahead of, unless it began at the start of the file: two that are neighbours may
+be one read of a program, which the kernel has cut."""
 STREAMS_MAX = 16
 """Of one handle; the one that stood still for longest makes room."""
 SINGLES_MAX = 8
@@ -26,25 +29,27 @@ IDLE_READS = 1024
 
 
 class Stream:
-    """One reader that goes on. next_offset: where. run: bytes that it has read. fetched: the block up to which was read
-    ahead for it."""
+    """One reader that goes on. next_offset: where. run: bytes that it has read, in so many reads. fetched: the block up to
+    which was read ahead for it."""
 
-    __slots__ = ("fetched", "next_offset", "run", "seen_at", "slack")
+    __slots__ = ("_length", "fetched", "next_offset", "reads", "run", "seen_at")
 
-    def __init__(self, end: int, length: int) -> None:
-        self.next_offset = end
+    def __init__(self, offset: int, length: int) -> None:
+        self.next_offset = offset + length
         self.run = length
+        self.reads = 1 if offset else SURE_READS
         self.fetched = 0
-        self.slack = SLACK_READS * length
         self.seen_at = 0
+        self._length = length
 
     def takes(self, offset: int, length: int) -> bool:
         """Take in a read if it is one of this stream."""
-        slack = self.slack
-        if not self.next_offset - slack <= offset <= self.next_offset + slack:
+        late = self.next_offset - offset
+        if not -EARLY_READS * self._length <= late <= LATE_READS * self._length:
             return False
         self.run += length
-        self.slack = SLACK_READS * length
+        self.reads += 1
+        self._length = length
         if offset + length > self.next_offset:
             self.next_offset = offset + length
         return True
@@ -107,9 +112,9 @@ class ReadPattern:
                 self._begin(single)
                 return True
         if offset == 0 and length >= FIRST_READ_MIN:
-            self._begin(Stream(length, length))
+            self._begin(Stream(0, length))
             return True
-        self._singles.append(Stream(offset + length, length))
+        self._singles.append(Stream(offset, length))
         self._follow(offset, length)
         return False
 
@@ -128,19 +133,20 @@ class ReadPattern:
         self._followed.append((offset, length))
 
     def ahead(self, block: int, limit: int) -> int:
-        """How many bytes to be ahead of the stream: at least a block, then as many as it has read, `limit` at most.
+        """How many bytes to be ahead of the stream: at least a block, then as many as it has read, `limit` at most. 0 where
+        it may end at once.
 
         Where this handle's streams usually end earlier, no farther than that: whoever reads records of a few MiB at random
         places needs the rest of a record, and nothing behind it.
         """
         stream = self.stream
         assert stream is not None
-        ahead = min(limit, max(block, stream.run))
-        if stream.run < self._usual_run:
-            ahead = min(ahead, self._usual_run - stream.run)
-        elif self._usual_run and stream.run < 2 * self._usual_run:
-            ahead = 0
-        return ahead
+        if stream.reads < SURE_READS:
+            return 0
+        if stream.run < 2 * self._usual_run:
+            left = self._usual_run - stream.run
+            return min(limit, left) if left >= block else 0
+        return min(limit, max(block, stream.run))
 
     def streams(self) -> list[Stream]:
         return self._streams

@@ -98,15 +98,15 @@ def test_readers_of_records_are_read_ahead_of_to_the_end_of_the_record() -> None
         ]
 
     for number in range(STREAMS_MAX):
-        assert record((1 + number) * 1000 * MIB, 4 * MIB) == [2, 3, 4]
-    record(100_000 * MIB, 4 * MIB)
-    assert record(200_000 * MIB, 4 * MIB) == [2, 1, 0]
+        assert record((1 + number) * 1000 * MIB, 5 * MIB) == [0, 3, 4, 5]
+    record(100_000 * MIB, 5 * MIB)
+    assert record(200_000 * MIB, 5 * MIB) == [0, 2, 1, 0]
     assert record(300_000 * MIB, 40 * MIB)[-1] == 32, "one that goes on is followed"
 
 
 def test_streams_share_the_memory() -> None:
     shares = Shares()
-    first, second = Stream(MIB, MIB), Stream(MIB, MIB)
+    first, second = Stream(0, MIB), Stream(0, MIB)
     assert shares.of(first, 128 * MIB) == 64 * MIB
     assert shares.of(second, 128 * MIB) == shares.of(first, 128 * MIB) == 32 * MIB
     for _ in range(IDLE_READS + 1):

@@ -12,7 +12,7 @@ import select
 from collections.abc import Sized
 from typing import Any
 
-TIMEOUT_MS = 2
+TIMEOUT_MS = 4
 """A wait that takes longer than this is the loop's."""
 IN_A_ROW_MAX = 16
 """So many waits on the spot, and the loop has its turn."""

@@ -1,25 +1,12 @@
-"""Awaiting with a word about whether it took any waiting."""
+"""Going on with a coroutine that was begun by hand, to see whether it has to wait."""
 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Coroutine, Generator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-
-
-@types.coroutine
-def drive(coroutine: Coroutine[Any, Any, T], blocked: Callable[[], None]) -> Generator[Any, Any, T]:
-    """Await `coroutine`; call blocked() when it is about to wait for the first time. Returns what it returns."""
-    try:
-        trap = coroutine.send(None)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    blocked()
-    result = yield from resume(coroutine, trap)
-    return result
 
 
 @types.coroutine

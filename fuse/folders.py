@@ -7,9 +7,8 @@ its times to those that meta's reply tells.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fs3.api.meta import Attr, FileKind
+from fs3.quick import changed
 
 FOLDERS_MAX = 1024
 """Directories remembered; the oldest goes first."""
@@ -104,4 +103,4 @@ class Folders:
 def _moved_on(attr: Attr, at_ns: int) -> Attr:
     if at_ns <= attr.ctime_ns:
         return attr
-    return replace(attr, mtime_ns=at_ns, ctime_ns=at_ns)
+    return changed(attr, mtime_ns=at_ns, ctime_ns=at_ns)

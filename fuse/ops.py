@@ -19,7 +19,7 @@ import trio
 
 from fs3.api.meta import Attr, Caller, FileKind, RenameFlags
 from fs3.direct import DirectWaits
-from fs3.drive import drive
+from fs3.drive import resume
 from fs3.env import Env
 from fs3.errors import Code, FS3Error
 
@@ -68,7 +68,13 @@ def _posix(method: F) -> F:
         failed = 0
         started_ns = perf_counter_ns()
         try:
-            return await drive(method(*arguments), arguments[0].turn.blocked)
+            coroutine = method(*arguments)
+            try:
+                trap = coroutine.send(None)
+            except StopIteration as done:
+                return done.value  # as most do: without waiting
+            arguments[0].turn.blocked()
+            return await resume(coroutine, trap)
         except FS3Error as error:
             if error.code in _OPAQUE:
                 logger.error("%s: %s", name, error)

@@ -7,11 +7,11 @@ brings meta up to date. Replies of meta may overtake each other; versions tell w
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from ..api.meta import Attr
 from ..ids import ChunkId
 from ..layout import FileLayout, file_chains
+from ..quick import changed
 
 UNSYNCED_MAX = 16_384
 """Chunks remembered one by one as not known to be on stable storage; beyond that all of the file's are taken for it."""
@@ -160,7 +160,7 @@ class OpenInode:
     def view(self, attr: Attr) -> Attr:
         """`attr` with what this client wrote and meta has not heard of."""
         if self.length != attr.length or (self.dirty and self.mtime_ns > attr.mtime_ns):
-            return replace(attr, length=self.length, mtime_ns=max(attr.mtime_ns, self.mtime_ns if self.dirty else 0))
+            return changed(attr, length=self.length, mtime_ns=max(attr.mtime_ns, self.mtime_ns if self.dirty else 0))
         return attr
 
     def was_reported(self, changes: int, attr: Attr) -> Attr:

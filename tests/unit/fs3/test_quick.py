@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from fs3.quick import quick
+from fs3.quick import changed, quick
 
 
 @quick
@@ -63,3 +63,14 @@ def test_only_plain_frozen_dataclasses_with_slots() -> None:
 
     with pytest.raises(AssertionError):
         quick(NoSlots)
+
+
+def test_a_changed_copy_is_as_replace_makes_it() -> None:
+    made = Quick(1)
+    copied = changed(made, second="x", first=5)
+    assert copied == dataclasses.replace(made, second="x", first=5) and type(copied) is Quick
+    assert made == Quick(1) and changed(made) == made
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        copied.first = 2  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        changed(made, fourth=4)

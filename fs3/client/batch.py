@@ -29,7 +29,7 @@ FILES_OPEN_MAX = 8192
 """Files known by path that stay open from one window to the next."""
 OPENS_AT_ONCE = 16
 SLICE_READS_PER_NODE, SLICE_READS_MIN = 128, 256
-SLICE_BYTES = 16 * 1024 * 1024
+SLICE_BYTES = 8 * 1024 * 1024
 """Reads that are asked for together."""
 SLICES_AT_ONCE = 4
 GATHER_FROM_NODES = 4

@@ -58,10 +58,12 @@ def make_system(name: str, juicefs: str | None) -> System:
     if name == "juicefs":
         return JuiceFs(find_juicefs(juicefs))
     if name.startswith("fs3-r"):
-        replicas, _, options = name.removeprefix("fs3-r").partition(":")
+        kind, _, options = name.removeprefix("fs3-r").partition(":")
+        replicas, *mounting = kind.split("+")
         if replicas.isdigit():
-            return Fs3(int(replicas), tuple(options.split()), name)
-    raise SystemExit(f"unknown system {name!r}: one of {', '.join(SYSTEMS)}; options of `fs3 up` may follow a colon")
+            return Fs3(int(replicas), tuple(options.split()), name, tuple([f"--{flag}" for flag in mounting]))
+    known = ", ".join(SYSTEMS)
+    raise SystemExit(f"unknown system {name!r}: one of {known}; options of `fs3 up` may follow a colon, of `fs3 mount` a +")
 
 
 def with_needs(wanted: Sequence[str]) -> list[Row]:

@@ -97,9 +97,15 @@ class JuiceFs:
 
 
 class Fs3:
-    """`fs3 up` of the interpreter that runs the benchmark: three storage daemons, and as many replicas as wanted."""
+    """`fs3 up` of the interpreter that runs the benchmark: three storage daemons, and as many replicas as wanted.
 
-    def __init__(self, replicas: int, options: tuple[str, ...] = (), name: str | None = None) -> None:
+    mounting: flags of `fs3 mount`, such as --writeback.
+    """
+
+    def __init__(
+        self, replicas: int, options: tuple[str, ...] = (), name: str | None = None, mounting: tuple[str, ...] = ()
+    ) -> None:
+        self._mounting = mounting
         self.name = name or f"fs3-r{replicas}"
         self._replicas = replicas
         self._options = options
@@ -112,18 +118,22 @@ class Fs3:
             "up",
             "--data",
             str(self._data),
-            "--mount",
-            str(self._mount),
+            *(["--no-mount"] if self._mounting else ["--mount", str(self._mount)]),
             "--storages",
             "3",
             "--replicas",
             str(self._replicas),
         ]
         run([*fs3_command(), *up, "--detach", *self._options])
+        if self._mounting:
+            where = ["--data", str(self._data), "--log", f"{home}/mount.log"]
+            run([*fs3_command(), "mount", str(self._mount), *where, *self._mounting])
         wait_until(lambda: os.path.ismount(str(self._mount)), "the mount of fs3", START_TIMEOUT_S)
         return self._mount
 
     def stop(self) -> None:
+        if self._mounting and self._mount is not None and os.path.ismount(str(self._mount)):
+            run([*fs3_command(), "umount", str(self._mount)])
         if self._data is not None and self._data.exists():
             run([*fs3_command(), "down", "--data", str(self._data)])
         if self._mount is not None and os.path.ismount(self._mount):
@@ -132,7 +142,7 @@ class Fs3:
         self._data = self._mount = None
 
     def marks(self) -> tuple[str, ...]:
-        return (f"{self._data}/config/",)
+        return (f"{self._data}/config/", f"--mount\0{self._mount}\0") if self._mounting else (f"{self._data}/config/",)
 
 
 def cpu_seconds(marks: tuple[str, ...]) -> float:

@@ -13,8 +13,14 @@ from typing import Generic, TypeVar
 
 BLOCK_SIZE = 1024 * 1024
 
-HOT_AFTER = 2
-"""Random reads within a block that make it worth reading whole."""
+HOT_AFTER = 7
+"""Random reads within a block that make it worth reading whole: as much as that costs, so that it is never dearer than twice
+what would have been best."""
+SMALL_FILE = 1024 * 1024 * 1024
+"""Of a file up to this size even the whole costs a second or two. So its blocks are read whole earlier, and in groups."""
+SMALL_HOT_AFTER = 2
+SMALL_GROUP = 4
+"""Blocks."""
 HEAT_LIMIT = 8192
 """Blocks whose random reads are counted."""
 
@@ -32,16 +38,25 @@ class Heat:
         self._limit = limit
         self._counts: OrderedDict[tuple[int, int], int] = OrderedDict()
 
-    def count(self, inode: int, index: int) -> bool:
-        """Take in a read within a block; whether the block is hot now. It then starts cold again."""
+    def count(self, inode: int, index: int, limit: int) -> bool:
+        """Take in a read within a block; whether these are `limit`, so that it is hot now. It then starts cold again."""
         key = (inode, index)
         count = self._counts.pop(key, 0) + 1
-        if count >= HOT_AFTER:
+        if count >= limit:
             return True
         if len(self._counts) >= self._limit:
             self._counts.popitem(last=False)
         self._counts[key] = count
         return False
+
+
+def warmed(index: int, length: int) -> tuple[int, int, int]:
+    """What a random read in block `index` of a file of this length is counted for: the first of the blocks that get hot
+    together and their number, and after how many reads they do."""
+    if length > SMALL_FILE:
+        return index, 1, HOT_AFTER
+    first = index - index % SMALL_GROUP
+    return first, min(SMALL_GROUP, -(-length // BLOCK_SIZE) - first), SMALL_HOT_AFTER
 
 
 class BlockCache(Generic[F]):

@@ -13,7 +13,7 @@ from fs3.client.inode import OpenInode
 from fs3.errors import Code, FS3Error
 from fs3.transport.buffers import BufferPool
 
-from .cache import BLOCK_SIZE, HEAT_LIMIT, BlockCache, Heat
+from .cache import BLOCK_SIZE, HEAT_LIMIT, BlockCache, Heat, warmed
 from .streams import ReadPattern, Shares, Steps
 
 KernelStore = Callable[[int, int, memoryview], Awaitable[None]]
@@ -88,9 +88,13 @@ class ReadAhead:
             if piece is not None:
                 return await self._take(state, _piece_index(offset), piece, 0, length)
         elif first == last and length < BLOCK_SIZE and not self._cache.has(state.id, first):
-            if not self._heat.count(state.id, first):
+            group, count, limit = warmed(first, state.length)
+            if not self._heat.count(state.id, group, limit):
                 return await self.direct(state, offset, length)
             self._begin(state, first, hot=True)
+            if 2 * count * BLOCK_SIZE <= self._cache.capacity:
+                for index in range(group, group + count):
+                    self._begin(state, index, hot=True)
         if first != last:
             return await self._gather(state, offset, length)
         block = self._cache.get(state.id, first)
@@ -217,6 +221,7 @@ class ReadAhead:
         self._storing[state.id] = self._storing.get(state.id, 0) + 1
         try:
             await self.kernel_store(state.id, index * BLOCK_SIZE, buffer)
+            self._cache.drop(state.id, index, block)
         finally:
             self._storing[state.id] -= 1
             if not self._storing[state.id]:

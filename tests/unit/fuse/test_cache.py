@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuse.cache import HOT_AFTER, BlockCache, Heat
+from fuse.cache import BLOCK_SIZE, HOT_AFTER, SMALL_FILE, SMALL_GROUP, SMALL_HOT_AFTER, BlockCache, Heat, warmed
 
 
 def test_the_block_unused_for_longest_goes_first() -> None:
@@ -65,10 +65,17 @@ def test_used_is_the_sum_of_what_is_held(steps: list[tuple[str, int, int]]) -> N
 
 def test_a_block_gets_hot_by_repeated_reads_and_cold_by_others() -> None:
     heat = Heat(limit=3)
-    assert [heat.count(1, 0) for _ in range(HOT_AFTER)] == [False] * (HOT_AFTER - 1) + [True]
-    assert not heat.count(1, 0), "it starts cold again"
-    for _ in range(HOT_AFTER - 1):
-        heat.count(1, 5)
+    assert [heat.count(1, 0, 4) for _ in range(4)] == [False] * 3 + [True]
+    assert not heat.count(1, 0, 4), "it starts cold again"
+    for _ in range(3):
+        heat.count(1, 5, 4)
     for index in (6, 7, 8):
-        heat.count(1, index)
-    assert not heat.count(1, 5), "it was not forgotten"
+        heat.count(1, index, 4)
+    assert not heat.count(1, 5, 4), "it was not forgotten"
+
+
+def test_blocks_of_small_files_get_hot_early_and_in_groups() -> None:
+    assert warmed(0, 1) == (0, 1, SMALL_HOT_AFTER)
+    assert warmed(9, 10 * BLOCK_SIZE) == (8, 2, SMALL_HOT_AFTER)
+    assert warmed(9, SMALL_FILE) == (8, SMALL_GROUP, SMALL_HOT_AFTER)
+    assert warmed(9, SMALL_FILE + 1) == (9, 1, HOT_AFTER)

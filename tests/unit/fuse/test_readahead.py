@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fs3.client.file import FileClient
 from fs3.client.inode import OpenInode
-from fuse.cache import BLOCK_SIZE
+from fuse.cache import BLOCK_SIZE, SMALL_GROUP
 from fuse.readahead import ReadAhead
 from fuse.streams import ReadPattern
 from tests.unit.client.cluster import make_env
@@ -105,13 +105,13 @@ async def test_several_readers_of_one_file_are_all_read_ahead_of(content: bytear
         assert len(file.reads) <= 40 + 3 + 8, "they were served piece by piece"
 
 
-@pytest.mark.parametrize("distance", [3 * MIB, -3 * MIB, 1500 * KIB])
+@pytest.mark.parametrize("distance", [5 * MIB, -5 * MIB, 4500 * KIB])
 async def test_a_reader_at_equal_distances_has_its_pieces_fetched_before_and_no_more(
     content: bytearray, distance: int
 ) -> None:
     async with reading(content) as (file, reader):
         one = reader()
-        offsets = [LENGTH // 2 // 4096 * 4096 + number * distance for number in range(6)]
+        offsets = [(MIB if distance > 0 else 38 * MIB) + number * distance for number in range(6)]
         for offset in offsets:
             await one.read(offset, 64 * KIB)
         await trio.testing.wait_all_tasks_blocked()
@@ -124,9 +124,12 @@ async def test_random_readers_get_what_they_ask_for(content: bytearray) -> None:
     async with reading(content) as (file, reader):
         one = reader()
         rng = random.Random(3)
-        for block in rng.sample(range(LENGTH // BLOCK_SIZE), 30):
-            await one.read(block * BLOCK_SIZE + rng.randrange(256) * 4 * KIB, 4 * KIB)
-        assert file.read_bytes == 30 * 4 * KIB
+        for group in rng.sample(range(LENGTH // BLOCK_SIZE // SMALL_GROUP), 10):
+            await one.read(group * SMALL_GROUP * BLOCK_SIZE + rng.randrange(1024) * 4 * KIB, 4 * KIB)
+        assert file.read_bytes == 10 * 4 * KIB
+        await one.read(rng.randrange(4 * BLOCK_SIZE), 4 * KIB)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(file.reads[10:]) == [(block * BLOCK_SIZE, BLOCK_SIZE) for block in range(4)], "a group was not fetched"
 
 
 async def test_large_random_reads_are_widened_to_what_has_a_checksum(content: bytearray) -> None:

@@ -89,9 +89,3 @@ def test_a_partly_written_page_keeps_the_rest_of_it(here: Path, mounted: Path) -
 
 def test_the_exerciser_finds_one_mount_true(here: Path) -> None:
     Exerciser([here / "f"], 300).run(80)
-
-
-def test_it_does_not_go_with_what_it_contradicts(shared_cluster: harness.Cluster, tmp_path: Path) -> None:
-    for flag in ("--strict", "--write-behind"):
-        done = harness.fs3("mount", str(tmp_path / "mnt"), "--data", str(shared_cluster.data), "--writeback", flag)
-        assert done.returncode != 0 and "writeback excludes" in done.stdout + done.stderr

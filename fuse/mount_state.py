@@ -15,8 +15,8 @@ from .folders import Folders
 from .handles import HandleTable, InodeTable, Name, OpenNames
 from .readahead import KernelStore, ReadAhead
 from .streams import ReadPattern
-from .watch import Watch
 from .walks import Walks
+from .watch import Watch
 from .writebehind import Told, WriteBehind, WriteBuffers
 
 

@@ -13,8 +13,8 @@ from ..env import Env
 from ..errors import Code, FS3Error
 from ..ids import NodeKind, RequestTag
 from .channels import Channel, ChannelPool
-from .retry import Action, Backoff, action_for
 from .reading import Caller
+from .retry import Action, Backoff, action_for
 from .storage import RoutingSource
 
 logger = logging.getLogger("fs3.client.meta")

@@ -145,14 +145,16 @@ def test_shards_by_a_data_loader(
     assert numbers(straight) == EVERY
 
 
-def test_a_spawned_worker_connects_by_itself(torch: Any, shards: list[str], fs: FileSystem) -> None:
-    """What a worker is given is pickled; here without the seconds that an import of torch takes it."""
+def test_a_data_set_is_pickled_without_its_files(torch: Any, shards: list[str], fs: FileSystem) -> None:
     from fs3.integrations.torch_dataset import RecordDataset
 
     data = RecordDataset.of_equal_records(shards, RECORD, mgmtd=fs.addresses)
     assert numbers([data[3]]) == [3]
     copy = pickle.loads(pickle.dumps(data))
     assert numbers([copy[1200]]) == [4000] and copy._source._files.keys() == {"/shards/4"}
+
+
+def test_a_spawned_process_connects_by_itself(shards: list[str], fs: FileSystem) -> None:
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         assert pool.apply(bytes_of, (fs, "/shards/2")) == (2000).to_bytes(4, "little")

@@ -111,8 +111,12 @@ async def test_few_requests_for_each_daemon_and_paths_looked_up_once(paths: Path
     assert len(lookups) == 5  # data, sub, and each file
 
 
-async def test_every_kind_of_buffer(paths: Paths) -> None:
+async def test_every_kind_of_buffer_and_fresh_memory(paths: Paths) -> None:
     (name,) = await fill(paths, 1)
+    async with paths.open(name) as opened:
+        found = await paths.fetch_batch([(name, 0, None), (opened, 100, None), (name, SIZE + 1, None), ("/none", 0, None)])
+    assert bytes(found[0]) == content(0) and bytes(found[1]) == content(0)[100:] and len(found[2]) == 0  # type: ignore[arg-type]
+    assert isinstance(found[3], FS3Error) and found[3].code is Code.NOT_FOUND
     shared = shared_memory.SharedMemory(create=True, size=100)
     try:
         numbers = np.zeros((5, 5), dtype=np.float32)
@@ -138,7 +142,7 @@ async def test_every_kind_of_buffer(paths: Paths) -> None:
         shared.unlink()
 
 
-async def test_an_item_fails_alone(paths: Paths) -> None:
+async def test_an_item_fails_alone(live: Live, paths: Paths) -> None:
     (name,) = await fill(paths, 1)
     await paths.symlink("sub/0", "/data/link")
     closed = await paths.open_file(name)
@@ -163,6 +167,11 @@ async def test_an_item_fails_alone(paths: Paths) -> None:
     with pytest.raises(FS3Error, match="/data/none") as caught:
         await paths.read_batch(items, into, strict=True)
     assert caught.value.code is Code.NOT_FOUND
+    await paths.chmod(name, 0o600)
+    async with live.client() as client:
+        stranger = Paths(client, Caller(12345, 12345, (12345,)))
+        (result,) = await stranger.read_batch([(name, 0, 8)], bytearray(8))
+    assert isinstance(result, FS3Error) and result.code is Code.PERMISSION_DENIED
 
 
 async def test_a_batch_sees_what_was_closed_before_and_what_grew(live: Live, paths: Paths) -> None:
@@ -186,15 +195,6 @@ async def test_a_batch_sees_what_was_closed_before_and_what_grew(live: Live, pat
                 while (result := (await paths.read_batch([(hole, CHUNK_SIZE, 8)], into))[0]) == 8:
                     await trio.lowlevel.checkpoint()  # until the collector was there
             assert isinstance(result, FS3Error) and result.code is Code.STALE_HANDLE
-
-
-async def test_rights_count(live: Live, paths: Paths) -> None:
-    (name,) = await fill(paths, 1)
-    await paths.chmod(name, 0o600)
-    async with live.client() as client:
-        stranger = Paths(client, Caller(12345, 12345, (12345,)))
-        (result,) = await stranger.read_batch([(name, 0, 8)], bytearray(8))
-    assert isinstance(result, FS3Error) and result.code is Code.PERMISSION_DENIED
 
 
 async def test_a_daemon_that_stops_fails_no_item(live: Live, paths: Paths) -> None:
@@ -230,14 +230,6 @@ async def test_writes_of_many_pieces(paths: Paths) -> None:
     assert await paths.read_file(names[0]) == numbers.tobytes()
     with pytest.raises(ValueError, match="contiguous"):
         await paths.write_batch([(names[1], 0, numbers.T)])
-
-
-async def test_to_the_end_of_the_file(paths: Paths) -> None:
-    (name,) = await fill(paths, 1)
-    async with paths.open(name) as opened:
-        found = await paths.fetch_batch([(name, 0, None), (opened, 100, None), (name, SIZE + 1, None), ("/none", 0, None)])
-    assert bytes(found[0]) == content(0) and bytes(found[1]) == content(0)[100:] and len(found[2]) == 0  # type: ignore[arg-type]
-    assert isinstance(found[3], FS3Error) and found[3].code is Code.NOT_FOUND
 
 
 async def test_cancelling_a_batch_leaves_no_file_open(paths: Paths) -> None:

@@ -11,7 +11,7 @@ import trio
 from fs3.client.connect import connect
 from fuse.fs import FileSystem
 from fuse.mount_state import FsOptions
-from tests.sim import bank, fscked, hosts, kvcache, namespace, operators, settings, shared, synced, trees, workloads
+from tests.sim import bank, fscked, hosts, kvcache, locks, namespace, operators, settings, shared, synced, trees, workloads
 from tests.sim.canaries import planted
 from tests.sim.cells import CELLS, FILE_CELLS
 from tests.sim.checkers import check_linearizable, check_replicas
@@ -103,6 +103,7 @@ SHAPES = {
         *hosts.SHAPES,
         *shared.SHAPES,
         *bank.SHAPES,
+        *locks.SHAPES,
         *synced.SHAPES,
         *operators.SHAPES,
         *settings.SHAPES,
@@ -260,6 +261,7 @@ SCENARIOS = {
     **hosts.SCENARIOS,
     **shared.SCENARIOS,
     **bank.SCENARIOS,
+    **locks.SCENARIOS,
     **synced.SCENARIOS,
     **operators.SCENARIOS,
     **settings.SCENARIOS,

@@ -1,5 +1,7 @@
-"""Small writes that go to a node which has several of them under way wait for its next reply, and leave together in one
-request: none waits for longer than a round trip, and the busier a node is, the less each of them costs, along the chain."""
+"""Small writes to a chain that has several of them under way wait for its next reply, and leave together in one request.
+None waits for longer than a round trip, and the busier a chain is, the less each of them costs, from its head to its tail.
+
+Those of different chains do not wait for each other: one of them may stand still until a daemon is taken for dead."""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from .reading import Caller, error_of
 SMALL_BYTES = 64 * 1024
 """Writes up to this size wait for others."""
 UNDER_WAY_MAX = 2
-"""Requests for small writes that one node has at a time; more writes leave together."""
+"""Requests for small writes that one chain has at a time; more writes leave together."""
 BATCH_MAX = 64
 BATCH_BYTES_MAX = 1024 * 1024
 """Of the writes that leave together: the chunks of all of them are locked meanwhile."""
@@ -36,8 +38,8 @@ class _Waiting:
         self.task: trio.lowlevel.Task | None = None
 
 
-class _Node:
-    """A node's small writes. Invariant: while anybody waits, requests are under way, or a task was woken to send one."""
+class _Queue:
+    """A chain's small writes. Invariant: while anybody waits, requests are under way, or a task was woken to send one."""
 
     __slots__ = ("under_way", "waiting")
 
@@ -52,23 +54,24 @@ class SharedWrites:
     def __init__(self, env: Env, rpc: Caller) -> None:
         self._env = env
         self._rpc = rpc
-        self._nodes: dict[str, _Node] = {}
+        self._queues: dict[tuple[str, int], _Queue] = {}  # by the head's address, and the chain
 
     async def send(self, address: str, update: Update, data: Buffer, limit: float) -> UpdateResult:
         """Have an update done by the daemon at `address`. limit: when to give up (monotonic seconds)."""
         if update.kind is not UpdateKind.WRITE or update.length > SMALL_BYTES:
             return await self._one(address, update, data, limit)
-        node = self._nodes.get(address)
-        if node is None:
-            node = self._nodes[address] = _Node()
-        if node.under_way < UNDER_WAY_MAX:
-            node.under_way += 1
+        key = (address, update.chain)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = _Queue()
+        if queue.under_way < UNDER_WAY_MAX:
+            queue.under_way += 1
             try:
                 return await self._one(address, update, data, limit)
             finally:
-                self._next(address, node)
+                self._next(key, queue)
         waiting = _Waiting(update, data, limit)
-        await self._wait(node, waiting)
+        await self._wait(queue, waiting)
         batch = waiting.batch
         if batch is not None:
             try:
@@ -78,41 +81,41 @@ class SharedWrites:
                     if other.task is not None:
                         trio.lowlevel.reschedule(other.task)
                         other.task = None
-                self._next(address, node)
+                self._next(key, queue)
         if waiting.error is not None:
             raise FS3Error(waiting.error.code, waiting.error.message)
         if waiting.result is None:
             raise FS3Error(Code.CONNECTION_LOST, f"{address}: the request that this write shared was given up")
         return _checked(waiting.result)
 
-    async def _wait(self, node: _Node, waiting: _Waiting) -> None:
+    async def _wait(self, queue: _Queue, waiting: _Waiting) -> None:
         """Until the write is done, or was in vain, or it is this task that is to send it with others."""
         waiting.task = trio.lowlevel.current_task()
-        node.waiting.append(waiting)
+        queue.waiting.append(waiting)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             waiting.task = None
-            if waiting in node.waiting:
-                node.waiting.remove(waiting)
+            if waiting in queue.waiting:
+                queue.waiting.remove(waiting)
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def _next(self, address: str, node: _Node) -> None:
+    def _next(self, key: tuple[str, int], queue: _Queue) -> None:
         """A request came to its end: have the first one who waits send those who wait."""
-        if not node.waiting:
-            node.under_way -= 1
-            if not node.under_way:
-                del self._nodes[address]
+        if not queue.waiting:
+            queue.under_way -= 1
+            if not queue.under_way:
+                del self._queues[key]
             return
         size = count = 0
-        for waiting in node.waiting[:BATCH_MAX]:
+        for waiting in queue.waiting[:BATCH_MAX]:
             size += waiting.update.length
             if count and size > BATCH_BYTES_MAX:
                 break
             count += 1
-        batch = node.waiting[:count]
-        del node.waiting[:count]
+        batch = queue.waiting[:count]
+        del queue.waiting[:count]
         first = batch[0]
         first.batch = batch
         assert first.task is not None

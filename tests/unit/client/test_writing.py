@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +27,9 @@ class Daemon:
         self.refuses: set[int] = set()  # indices of chunks
         self.error: FS3Error | None = None
 
-    async def call(self, address: str, method: Any, request: WriteRequest, *, deadline: float, payload: Sequence[Any]) -> Any:
+    async def call(
+        self, address: str, method: Any, request: WriteRequest, *, deadline: float, payload: Sequence[Any]
+    ) -> Any:
         self.seen.append((request.updates, b"".join([bytes(part) for part in payload])))
         await self.answer.acquire()
         if self.error is not None:
@@ -98,7 +101,7 @@ async def test_requests_are_bounded() -> None:
     assert max(len(payload) for _, payload in load.daemon.seen) <= BATCH_BYTES_MAX
 
 
-async def test_large_writes_and_other_changes_wait_for_nobody() -> None:
+async def test_large_writes_other_changes_and_other_chains_wait_for_nobody() -> None:
     async with trio.open_nursery() as nursery:
         load = Load(nursery)
         await load.start(*range(UNDER_WAY_MAX))
@@ -106,8 +109,9 @@ async def test_large_writes_and_other_changes_wait_for_nobody() -> None:
         assert len(load.daemon.seen) == UNDER_WAY_MAX + 2
         nursery.start_soon(load.writes.send, "mem://a", update(9, 5, UpdateKind.TRUNCATE), b"", 100.0)
         nursery.start_soon(load.writes.send, "mem://b", update(9), b"1234", 100.0)
+        nursery.start_soon(load.writes.send, "mem://a", replace(update(9), chain=8), b"1234", 100.0)
         await trio.testing.wait_all_tasks_blocked()
-        assert len(load.daemon.seen) == UNDER_WAY_MAX + 4
+        assert len(load.daemon.seen) == UNDER_WAY_MAX + 5
         await load.answer(10)
 
 

@@ -63,7 +63,7 @@ class Lock:
         return self.mode is not LockMode.UNLOCKED and self._locks.env.monotonic() < self._locks.sure_until()
 
     async def convert(self, *, shared: bool, timeout_s: float | None = None) -> None:
-        """Make it a shared or an exclusive one, waiting as acquire() does. Where that fails it is as it was before."""
+        """Make it a shared or an exclusive one, waiting as acquire() does. Where that fails it is shared."""
         if self.mode is LockMode.UNLOCKED:
             raise FS3Error(Code.INVALID, "this lock was released, or lost")
         await self._locks.take(self, LockMode.SHARED if shared else LockMode.EXCLUSIVE, timeout_s)
@@ -137,6 +137,8 @@ class Locks:
     async def take(self, lock: Lock, mode: LockMode, timeout_s: float | None) -> None:
         """Have a lock granted in this mode."""
         limit = math.inf if timeout_s is None else self.env.monotonic() + timeout_s
+        if lock.mode is LockMode.EXCLUSIVE:
+            lock.mode = mode  # others may share it before the reply is here
         while (found := await self._ask(lock, mode)) is not None:
             while found is not None:
                 found = await self._wait(lock, mode, limit, found)

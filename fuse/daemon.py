@@ -85,7 +85,9 @@ class MountConfig(ClientSettings):
 async def run(config: MountConfig, env: Env, started: Callable[[str], None]) -> None:
     """Mount and serve. Cancelled, it unmounts cleanly: what programs wrote is sent and settled first."""
     if config.writeback and (config.strict or config.write_behind):
-        raise ConfigError("writeback excludes strict, which keeps nothing, and write_behind, which does the same in the mount")
+        raise ConfigError(
+            "writeback excludes strict, which keeps nothing, and write_behind, which does the same in the mount"
+        )
     mountpoint = await trio.to_thread.run_sync(_prepare, config.mount)
     identity = IdentityFile(Path(config.state)) if config.state else None
     stop = trio.Event()

@@ -43,15 +43,15 @@ class Slow(Daemons):
 async def test_reads_that_come_while_others_are_under_way_share_requests(autojump_clock: trio.abc.Clock) -> None:
     daemons = Slow()
     async with trio.open_nursery() as nursery:
-        for index in range(20):
+        for index in range(40):
             nursery.start_soon(daemons.one, index, bytearray(SIZE))
         await trio.testing.wait_all_tasks_blocked()
         nodes = len({address for address, _ in daemons.rpc.sent})
         assert daemons.sizes == [1] * (nodes * UNDER_WAY_MAX)
         daemons.gate.set()
-    assert sum(daemons.sizes) == 20
+    assert sum(daemons.sizes) == 40
     assert len(daemons.sizes) <= nodes * UNDER_WAY_MAX + nodes, "what waited for a node did not leave together"
-    await daemons.one(40, bytearray(SIZE))
+    await daemons.one(50, bytearray(SIZE))
     assert daemons.sizes[-1] == 1, "a single one waits for nobody"
 
 
@@ -71,12 +71,12 @@ async def test_large_reads_wait_for_nobody(autojump_clock: trio.abc.Clock) -> No
 
 
 @pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("given_up", range(12))
+@pytest.mark.parametrize("given_up", range(24))
 async def test_who_gives_up_harms_no_other(autojump_clock: trio.abc.Clock, given_up: int, late: bool) -> None:
     """Whether it was alone, waited, or fetched for others; before the replies come and while it fetches."""
     daemons = Slow()
-    buffers = [bytearray(SIZE) for _ in range(12)]
-    scopes = [trio.CancelScope() for _ in range(12)]
+    buffers = [bytearray(SIZE) for _ in range(24)]
+    scopes = [trio.CancelScope() for _ in range(24)]
 
     async def one(index: int) -> None:
         with scopes[index]:
@@ -85,7 +85,7 @@ async def test_who_gives_up_harms_no_other(autojump_clock: trio.abc.Clock, given
             buffers[index][:] = b"!" * SIZE  # it is another one's now
 
     async with trio.open_nursery() as nursery:
-        for index in range(12):
+        for index in range(24):
             nursery.start_soon(one, index)
         await trio.testing.wait_all_tasks_blocked()
         if late:
@@ -107,7 +107,7 @@ async def test_a_batch_that_fails_is_read_elsewhere(autojump_clock: trio.abc.Clo
 
     daemons.trouble = trouble
     async with trio.open_nursery() as nursery:
-        for index in range(20):
+        for index in range(40):
             nursery.start_soon(daemons.one, index, bytearray(SIZE))
         await trio.testing.wait_all_tasks_blocked()
         daemons.gate.set()

@@ -67,17 +67,25 @@ async def run(config: MetaConfig, env: Env, started: Callable[[str], None], engi
     Raises CONFIG, STALE_INCARNATION when mgmtd does not take us for alive any more, and what opening the store raises.
     """
     listener = await env.transport.listen(config.listen)
+    listeners = [listener]
+    # At once: who reaches the one and does not find the other stays with TCP.
+    address = config.advertise or listener.address
+    if config.short_circuit and (local := await env.transport.listen_locally(address)) is not None:
+        listeners.append(local)
     try:
         async with _store(config, env, engine) as store:
-            await _serve(config, env, started, store, listener)
+            await _serve(config, env, started, store, listeners)
     finally:
         with trio.CancelScope(shield=True):
-            await listener.aclose()
+            for each in listeners:
+                await each.aclose()
 
 
-async def _serve(config: MetaConfig, env: Env, started: Callable[[str], None], store: KVEngine, listener: Listener) -> None:
+async def _serve(
+    config: MetaConfig, env: Env, started: Callable[[str], None], store: KVEngine, listeners: list[Listener]
+) -> None:
     host = config.host or socket.gethostname()
-    address = config.advertise or listener.address
+    address = config.advertise or listeners[0].address
     incarnation = env.client_id()
     registered = False
     try:
@@ -94,9 +102,8 @@ async def _serve(config: MetaConfig, env: Env, started: Callable[[str], None], s
             service.bind(server)
             tell_status(server, env, "meta", config.node_id)
             env.metrics.gauge("meta.store_embedded", not config.store)
-            await nursery.start(server.serve, listener)
-            if config.short_circuit and (local := await env.transport.listen_locally(address)) is not None:
-                await nursery.start(server.serve, local)
+            for listener in listeners:
+                await nursery.start(server.serve, listener)
             request = RegisterRequest(config.node_id, NodeKind.META, address, host, incarnation)
 
             async def apply(settings: MetaSettings) -> None:

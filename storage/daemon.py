@@ -74,14 +74,19 @@ async def run(
         raise ConfigError("data: expected at least one folder")
     # First of all, so that a taken address changes nothing on the disks.
     listener = await env.transport.listen(config.listen)
+    # At once: who reaches the one and does not find the other stays with TCP.
+    address = config.advertise or listener.address
+    local = await env.transport.listen_locally(address) if config.short_circuit else None
     homes = Homes()
     try:
         opener = open_folder or partial(LinuxDisk, direct=config.direct_io)
         homes.open(config.data, opener, config.node_id, config.targets_per_disk, config.reserve_bytes, env.monotonic())
-        await serve(config, env, listener, homes, started)
+        await serve(config, env, listener, homes, started, local)
     finally:
         with trio.CancelScope(shield=True):
             await listener.aclose()
+            if local is not None:
+                await local.aclose()
         homes.close()
 
 
@@ -91,8 +96,10 @@ async def serve(
     listener: Listener,
     homes: Homes,
     started: Callable[[str], None],
+    local: Listener | None = None,
 ) -> None:
-    """Register the targets of our disks and serve them until cancelled; the listener is closed at the end."""
+    """Register the targets of our disks and serve them until cancelled; the listener is closed at the end. local: for
+    processes of this host."""
     address = config.advertise or listener.address
     host = config.host or socket.gethostname()
     incarnation = env.client_id()
@@ -148,7 +155,7 @@ async def serve(
             server = RpcServer(env, ServerLimits(bytes_max=256 * _MIB), DirectWaits.here())
             service.bind(server)
             await nursery.start(server.serve, listener)
-            if config.short_circuit and (local := await env.transport.listen_locally(address)) is not None:
+            if local is not None:
                 await nursery.start(server.serve, local)
             lease.poke()
             started(address)

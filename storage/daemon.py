@@ -98,8 +98,7 @@ async def serve(
     started: Callable[[str], None],
     local: Listener | None = None,
 ) -> None:
-    """Register the targets of our disks and serve them until cancelled; the listener is closed at the end. local: for
-    processes of this host."""
+    """Register the targets of our disks and serve them until cancelled. local: for processes of this host."""
     address = config.advertise or listener.address
     host = config.host or socket.gethostname()
     incarnation = env.client_id()
@@ -109,13 +108,7 @@ async def serve(
             rpc = RpcClient(env, nursery)
             mgmtd = MgmtdClient(env, rpc, config.mgmtd, urgent=True)
             service = StorageService(
-                env,
-                rpc,
-                mgmtd,
-                homes.targets,
-                spaces=homes.space,
-                node_id=config.node_id,
-                version=version(),
+                env, rpc, mgmtd, homes.targets, spaces=homes.space, node_id=config.node_id, version=version()
             )
 
             def registration() -> RegisterRequest:

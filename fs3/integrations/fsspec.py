@@ -15,7 +15,7 @@ from typing import Any
 from fsspec.spec import AbstractFileSystem
 
 from ..api.meta import Attr, FileKind
-from ..client.sync import shared
+from ..client.sync import FileSystem, shared
 from ..errors import Code, FS3Error
 from .cluster import addresses, split_url
 from .fsspec_files import CachedFile, RawFile, ReadFile, WriteFile, os_error, os_errors
@@ -53,7 +53,11 @@ class FS3FileSystem(AbstractFileSystem):
         super().__init__(**options)
         self.auto_mkdir = auto_mkdir
         self.addresses = addresses(mgmtd)
-        self.client = shared(self.addresses)
+
+    @property
+    def client(self) -> FileSystem:
+        """The one of this process: another, if that one was closed."""
+        return shared(self.addresses)
 
     # Names
 

@@ -272,3 +272,8 @@ def test_threads_share_a_client(remote: FS3FileSystem, home: str, mgmtd: str) ->
     for thread in threads:
         thread.join()
     assert found == [(remote.client, b"content")] * 4
+
+
+def test_a_client_that_was_closed_is_replaced(remote: FS3FileSystem) -> None:
+    remote.client.close()
+    assert remote.info("/")["type"] == "directory"

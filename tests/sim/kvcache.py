@@ -15,6 +15,7 @@ from fs3.api.meta import FileKind, RenameFlags
 from fs3.client.connect import connect
 from fs3.errors import Code, FS3Error
 from fs3.ids import ROOT_INODE
+from fuse.cache import BLOCK_SIZE
 from fuse.fs import FileSystem
 from fuse.mount_state import FsOptions
 from tests.sim.checkers import check_replicas
@@ -76,7 +77,7 @@ class CacheLoad(Load):
         self.keys = keys(self.chance)
         self.cache = self.making = 0
         self.write_behind = self.chance.choice((0, 0, 100_000))
-        self.read_ahead = self.chance.choice((0, 2 * CHUNK))
+        self.read_ahead = 2 * BLOCK_SIZE if world.seed % 2 else 0
         self.hits = 0
 
     async def prepare(self, fs: FileSystem) -> None:
@@ -85,7 +86,7 @@ class CacheLoad(Load):
 
     async def live(self, process: Process, env: SimEnv, number: int, started: Callable[[str], None]) -> None:
         async with connect(env, self.world.mgmtd_addresses, process.name) as client, trio.open_nursery() as tasks:
-            fs = FileSystem(client, tasks, FsOptions(self.read_ahead, 8 * CHUNK, self.write_behind))
+            fs = FileSystem(client, tasks, FsOptions(self.read_ahead, 4 * BLOCK_SIZE, self.write_behind))
             started("")
             await self.work(env, lambda: self._operate(fs, env.random, number))
             tasks.cancel_scope.cancel()

@@ -11,6 +11,7 @@ from fs3.api.meta import Caller
 from fs3.client.connect import connect
 from fs3.errors import FS3Error
 from fs3.ids import ROOT_INODE
+from fuse.cache import BLOCK_SIZE
 from fuse.fs import FileSystem
 from fuse.mount_state import FsOptions
 from tests.sim.cluster import Process, SimEnv, SimulationError, World
@@ -30,11 +31,11 @@ class OwnFileLoad(Load):
         super().__init__(world)
         self.closed: dict[bytes, bytes] = {}
         self.write_behind = self.chance.choice((0, 0, 100_000))
-        self.read_ahead = self.chance.choice((0, 4 * CHUNK))
+        self.read_ahead = 2 * BLOCK_SIZE if world.seed % 2 else 0
 
     async def live(self, process: Process, env: SimEnv, number: int, started: Callable[[str], None]) -> None:
         async with connect(env, self.world.mgmtd_addresses, process.name) as client, trio.open_nursery() as tasks:
-            fs = FileSystem(client, tasks, FsOptions(self.read_ahead, 8 * CHUNK, self.write_behind))
+            fs = FileSystem(client, tasks, FsOptions(self.read_ahead, 4 * BLOCK_SIZE, self.write_behind))
             started("")
             await self.work(env, lambda: self._file(fs, env, number))
             tasks.cancel_scope.cancel()

@@ -15,6 +15,7 @@ from fs3.api.meta import FileKind, RenameFlags
 from fs3.client.connect import connect
 from fs3.errors import Code, FS3Error
 from fs3.ids import ROOT_INODE
+from fuse.cache import BLOCK_SIZE
 from fuse.fs import FileSystem
 from fuse.mount_state import FsOptions
 from tests.sim.checkers import check_replicas
@@ -68,7 +69,7 @@ class SharedLoad(Load):
         self.appends: dict[bytes, Event] = {}
         self.cuts: list[Event] = []
         self.write_behind = self.chance.choice((0, 0, 100_000))
-        self.read_ahead = self.chance.choice((0, 2 * CHUNK))
+        self.read_ahead = 2 * BLOCK_SIZE if world.seed % 2 else 0
         self.lonely = bool(LONELY.intersection(world.shape.faults))
 
     async def prepare(self, fs: FileSystem) -> None:
@@ -78,7 +79,7 @@ class SharedLoad(Load):
     async def live(self, process: Process, env: SimEnv, number: int, started: Callable[[str], None]) -> None:
         life = f"mount{number}.{process.lives}"
         async with connect(env, self.world.mgmtd_addresses, process.name) as client, trio.open_nursery() as tasks:
-            fs = FileSystem(client, tasks, FsOptions(self.read_ahead, 8 * CHUNK, self.write_behind))
+            fs = FileSystem(client, tasks, FsOptions(self.read_ahead, 4 * BLOCK_SIZE, self.write_behind))
             started("")
             await self.work(env, lambda: self._operate(fs, env.random, number, life))
             tasks.cancel_scope.cancel()

@@ -2,8 +2,9 @@
 
 Who asks for the entries of a directory one by one can be answered from pages: entries with attributes that were fetched
 together. A page is fetched when several look-ups in a row found something: behind the last name, where they went in the
-order of names, else from the directory's begin, since a small one fits into a page. What was fetched in vain makes the next
-attempt come later, each time twice as late.
+order of names, else from the directory's begin, since a small one fits into a page; that page grows as long as enough of
+those who go in no order find in it what they want. What was fetched in vain makes the next attempt come later, each time
+twice as late.
 
 A page is asked on behalf of the caller whose look-ups meta just answered, and serves no other. Each of its entries serves
 once: the kernel keeps it from then on, and who asks again wants to know what is new. A name that is in no page may be there
@@ -19,7 +20,7 @@ from fs3.api.meta import Attr, Caller, DirEntry
 
 STREAK = 4
 """Look-ups in the order of names, each behind the one before, that are taken for a walk."""
-CROWD = 24
+CROWD = 32
 """Look-ups that are, whatever their order: of several threads, or of one that goes through a list of its own."""
 PAUSE_S_MAX = 0.1
 """A walk in which nothing is asked for so long is over."""
@@ -27,6 +28,10 @@ PAGE_MIN, PAGE_MAX = 32, 256
 """Entries of a page: of a walk's first one, and of any later one."""
 CROWD_PAGE = 512
 """Entries of a page for a crowd that goes in no order."""
+CROWD_HITS = 16
+"""Of look-ups that find their entry in such a page before it grows by as many entries again."""
+CROWD_MAX = 4096
+"""Entries that it may have come to."""
 _GROUP = 8
 """Look-ups of a crowd of which the first name counts: where it grows, the crowd walks."""
 LIFE_S = 0.2
@@ -50,32 +55,41 @@ class Fetch:
 
 
 class _Page:
-    """asked_at: monotonic seconds before it was. last: its last name; all names behind it were not fetched. changes: of this
-    mount's metadata when it was asked for."""
+    """Entries, each with the monotonic seconds before it was asked for. asked_at: of the latest. last: its last name; those
+    behind it were not fetched. changes: of this mount's metadata when it was asked for. grows: there may be more behind it
+    that a crowd wants; hits: since it grew."""
 
-    __slots__ = ("asked_at", "caller", "changes", "entries", "last", "size")
+    __slots__ = ("asked_at", "caller", "changes", "entries", "grows", "hits", "last", "size")
 
-    def __init__(self, fetch: Fetch, entries: Sequence[DirEntry]) -> None:
-        self.entries = {entry.name: entry.attr for entry in entries}
-        self.last = entries[-1].name
-        self.size = len(entries)
+    def __init__(self, fetch: Fetch) -> None:
+        self.entries: dict[bytes, tuple[Attr, float]] = {}
+        self.size = 0
         self.caller = fetch.caller
-        self.asked_at = fetch.asked_at
         self.changes = fetch.changes
+
+    def add(self, fetch: Fetch, entries: Sequence[DirEntry]) -> None:
+        self.entries.update([(entry.name, (entry.attr, fetch.asked_at)) for entry in entries])
+        self.last = entries[-1].name
+        self.size += len(entries)
+        self.asked_at = fetch.asked_at
+        self.hits = 0
+        self.grows = fetch.limit == len(entries) == CROWD_PAGE and self.size + CROWD_PAGE <= CROWD_MAX
 
 
 class _Walk:
-    """Look-ups in one directory. found: those in a row that found something, streak: those of them in order, lows: first
-    names of groups of them. limit: entries of the next page. rest: look-ups to let pass before it; failures: pages of no use
-    in a row. asking: a page is under way."""
+    """Look-ups in one directory. found: those in a row that found something, backward: those of them that asked for a name
+    before the last, streak: the latest in order, lows: first names of groups of them. limit: entries of the next page.
+    rest: look-ups to let pass before it; failures: pages of no use in a row. asking: a page is under way."""
 
-    __slots__ = ("asking", "at", "caller", "failures", "found", "limit", "lows", "name", "page", "rest", "streak")
+    __slots__ = (
+        "asking", "at", "backward", "caller", "failures", "found", "limit", "lows", "name", "page", "rest", "streak",
+    )  # fmt: skip
 
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
         self.at = 0.0
         self.name = b""
-        self.found = 0
+        self.found = self.backward = 0
         self.streak = 0
         self.lows: list[bytes] = []
         self.limit = PAGE_MIN
@@ -107,7 +121,7 @@ class _Walk:
 
     def begin(self) -> None:
         """Nothing in a row yet."""
-        self.found = self.streak = 0
+        self.found = self.backward = self.streak = 0
         self.lows.clear()
 
     def count(self, name: bytes) -> None:
@@ -116,23 +130,29 @@ class _Walk:
             self.lows.append(name)
         elif name < self.lows[-1]:
             self.lows[-1] = name
+        if name > self.name:
+            self.streak += 1
+        else:
+            self.backward += 1
+            self.streak = 0
         self.found += 1
-        self.streak = self.streak + 1 if name > self.name else 0
 
     def goal(self, name: bytes) -> tuple[bytes, int] | None:
         """Before `name` is asked for: behind which name a page is to begin, and how many entries it is to have."""
         page = self.page
         if page is not None:
-            if len(page.entries) * 2 > page.size:
+            if page.grows and page.hits >= CROWD_HITS and name > page.last:
+                return page.last, CROWD_PAGE
+            if len(page.entries) * 2 > page.size or (page.size >= CROWD_PAGE and page.entries):
                 return None  # there are others, who use it
             if name > page.last:
                 return page.last, self.limit
-        if self.streak >= STREAK and name > self.name:
+        if self.streak >= STREAK and name > self.name and self.backward * 4 <= self.found:
             return self.name, self.limit
         if self.found < CROWD:
             return None
-        lows = self.lows[-3:]
-        return (lows[-1], self.limit) if lows[0] < lows[1] < lows[2] <= name else (b"", CROWD_PAGE)
+        lows = self.lows[-4:]
+        return (lows[-1], self.limit) if lows[0] < lows[1] < lows[2] < lows[3] <= name else (b"", CROWD_PAGE)
 
 
 class Walks:
@@ -155,11 +175,12 @@ class Walks:
             return None
         if page.caller is not caller and page.caller != caller:
             return None
-        attr = page.entries.pop(name, None)
-        if attr is None:
+        found = page.entries.pop(name, None)
+        if found is None or now - found[1] > life_s:
             return None
+        page.hits += 1
         walk.name, walk.at = name, now
-        return attr, page.asked_at
+        return found
 
     def plan(self, caller: Caller, parent: int, name: bytes, now: float, changes: int) -> Fetch | None:
         """Before meta is asked for a name: the page that shall be fetched first, if any."""
@@ -175,8 +196,10 @@ class Walks:
         goal = walk.goal(name)
         if goal is None:
             return None
-        walk.drop()
-        walk.begin()
+        page = walk.page
+        if page is None or not page.grows or page.changes != changes:
+            walk.drop()
+            walk.begin()
         walk.asking = True
         return Fetch(walk, caller, now, changes, *goal)
 
@@ -184,10 +207,15 @@ class Walks:
         """A page has come; empty: there are no more, or it could not be had."""
         walk = fetch.walk
         walk.asking = False
-        if entries:
-            walk.page = _Page(fetch, entries)
+        page = walk.page
+        if page is not None and page.grows and page.last == fetch.after and page.changes == fetch.changes:
+            page.grows = False
+        elif entries:
+            page = walk.page = _Page(fetch)
         else:
             walk.useless()
+        if entries and page is not None:
+            page.add(fetch, entries)
 
     def looked_up(self, caller: Caller, parent: int, name: bytes, now: float, found: bool) -> None:
         """Meta has answered."""

@@ -90,6 +90,15 @@ def test_a_small_directory_is_fetched_whole_for_those_in_no_order() -> None:
     assert folder.lookups <= CROWD and folder.pages == [CROWD_PAGE - 10]
 
 
+def test_a_page_grows_for_a_crowd_that_uses_it() -> None:
+    folder = Folder(4 * CROWD_PAGE)
+    numbers = list(range(4 * CROWD_PAGE))
+    random.Random(2).shuffle(numbers)
+    folder.ask_all(numbers)
+    assert folder.pages == [CROWD_PAGE] * 4
+    assert folder.lookups < 200, "of 2048"
+
+
 def test_chance_in_a_large_directory_costs_ever_fewer_pages() -> None:
     folder = Folder(100_000)
     chance = random.Random(3)

@@ -19,6 +19,7 @@ PLANTED = {
     "the library never imports a daemon": ("fs3/client/mgmtd.py", "import mgmtd.cluster"),
     "pure modules import neither trio nor the world": ("storage/replica.py", "import time"),
     "only fuse.ops imports pyfuse3": ("fuse/fs.py", "import pyfuse3"),
+    "only fs3.transport.rdma imports pyverbs": ("fs3/transport/rdma_flow.py", "import pyverbs"),
     "only the command line imports click and rich": ("fs3/rpc/client.py", "import click"),
 }
 

@@ -32,6 +32,10 @@ PURE = {
         "api/*.py",
         "client/selection.py",
         "placement/*.py",
+        "transport/rdma_flow.py",
+        "transport/rdma_hello.py",
+        "transport/rdma_port.py",
+        "transport/slots.py",
     ),
     "mgmtd": (
         "chains.py",

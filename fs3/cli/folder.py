@@ -45,7 +45,12 @@ class ClusterConfig:
     replicas: int = option(3, help="on how many of them each chunk is kept", at_least=1, at_most=16)
     chunk_size: int = option(1 << 20, help="of new files", unit="bytes", at_least=CHUNK_SIZE_MIN, at_most=CHUNK_SIZE_MAX)
 
+    listen: str = option("tcp://127.0.0.1", help="scheme and host of the daemons' addresses, such as rdma://10.0.0.1")
+
     def __post_init__(self) -> None:
+        scheme, _, host = self.listen.partition("://")
+        if scheme not in ("tcp", "rdma") or not host or "/" in host:
+            raise ValueError(f"key 'listen': expected tcp://HOST or rdma://HOST, found {self.listen!r} (--listen)")
         if self.replicas > self.storages:
             raise ValueError(
                 f"{self.replicas} replicas need at least {self.replicas} storage daemons, there are {self.storages}"
@@ -53,6 +58,11 @@ class ClusterConfig:
             )
         if not valid_chunk_size(self.chunk_size):
             raise ValueError(f"key 'chunk_size': expected a power of two, found {self.chunk_size}")
+
+    @property
+    def host(self) -> str:
+        """Of `listen`, without the brackets of an IPv6 address."""
+        return self.listen.partition("://")[2].strip("[]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +135,7 @@ class DataFolder:
         try:
             for folder in (self.path, self.config, self.log, self.path / "run"):
                 folder.mkdir(parents=True, exist_ok=True)
-            settings = daemon_settings(self.path, cluster, lease_ms, free_ports(2 + cluster.storages))
+            settings = daemon_settings(self.path, cluster, lease_ms, free_ports(2 + cluster.storages, cluster.host))
             settings["cluster"] = dataclasses.asdict(cluster)
             for name, values in settings.items():
                 text = f"# {name}: made by `fs3 up`. Edit it as you like and start again.\n" + to_toml(values)
@@ -216,7 +226,7 @@ class DataFolder:
 
 def daemon_settings(data: Path, cluster: ClusterConfig, lease_ms: int, ports: list[int]) -> dict[str, dict[str, Any]]:
     """The configuration of each daemon by its name."""
-    addresses = [f"tcp://127.0.0.1:{port}" for port in ports]
+    addresses = [f"{cluster.listen}:{port}" for port in ports]
     mgmtd = [addresses[0]]
     settings: dict[str, dict[str, Any]] = {
         "mgmtd": {"node_id": MGMTD_NODE, "listen": addresses[0], "data": str(data / "mgmtd"), "lease_ms": lease_ms},
@@ -242,17 +252,17 @@ def daemon_settings(data: Path, cluster: ClusterConfig, lease_ms: int, ports: li
     return settings
 
 
-def free_ports(count: int) -> list[int]:
-    """Loopback TCP ports that nobody uses now."""
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """TCP ports that nobody uses there now."""
     found: list[int] = []
     start = random.randrange(_PORT_MIN, _PORT_MAX)
     for step in range(_PORT_MAX - _PORT_MIN):
         port = _PORT_MIN + (start + step - _PORT_MIN) % (_PORT_MAX - _PORT_MIN)
-        if port_free("127.0.0.1", port):
+        if port_free(host, port):
             found.append(port)
             if len(found) == count:
                 return found
-    raise FS3Error(Code.IO, f"no {count} free ports between {_PORT_MIN} and {_PORT_MAX} on 127.0.0.1")
+    raise FS3Error(Code.IO, f"no {count} free ports between {_PORT_MIN} and {_PORT_MAX} on {host}")
 
 
 def port_free(host: str, port: int) -> bool:
@@ -271,7 +281,7 @@ def check_ports(daemons: list[Daemon]) -> None:
     for daemon in daemons:
         scheme, _, rest = daemon.address.partition("://")
         host, _, port = rest.rpartition(":")
-        if scheme != "tcp" or not port.isdecimal():
+        if scheme not in ("tcp", "rdma") or not port.isdecimal():
             raise ConfigError(f"{daemon.config}: key 'listen': expected an address such as tcp://127.0.0.1:20000")
         if not port_free(host.strip("[]"), int(port)):
             raise ConfigError(f"{daemon.config}: key 'listen': port {port} on {host} is taken by another program")

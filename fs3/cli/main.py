@@ -57,6 +57,13 @@ def cli() -> None:
     show_default=True,
     help="Of new files: a power of two, 64KiB to 64MiB.",
 )
+@click.option(
+    "--listen",
+    metavar="SCHEME://HOST",
+    default="tcp://127.0.0.1",
+    show_default=True,
+    help="Where the daemons listen: tcp:// or rdma://, and an address of this machine.",
+)
 @click.option("--no-mount", is_flag=True, help="Run the daemons only.")
 @click.option(
     "--foreground/--detach",
@@ -72,16 +79,17 @@ def up(
     storages: int,
     replicas: int,
     chunk_size: int,
+    listen: str,
     no_mount: bool,
     foreground: bool,
 ) -> None:
     """Run a cluster on this machine and mount it.
 
     The first start makes the data folder: configuration in DATA/config/*.toml, one folder per daemon, logs in DATA/log.
-    Later starts find it all again; --storages, --replicas and --chunk-size are fixed by the first. A daemon that dies is
-    started again. Ctrl-C stops everything, the mount first.
+    Later starts find it all again; --storages, --replicas, --chunk-size and --listen are fixed by the first. A daemon that
+    dies is started again. Ctrl-C stops everything, the mount first.
     """
-    values = {"storages": storages, "replicas": replicas, "chunk_size": chunk_size}
+    values = {"storages": storages, "replicas": replicas, "chunk_size": chunk_size, "listen": listen}
     given = {key: value for key, value in values.items() if _given(ctx, key)}
     plan = cluster.Plan(DataFolder(data), None if no_mount else mount, given)
     if foreground:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -43,7 +44,7 @@ class Plan:
 
     folder: DataFolder
     mount: Path | None
-    chosen: Mapping[str, int]
+    chosen: Mapping[str, Any]
 
 
 def preflight(plan: Plan) -> None:
@@ -70,7 +71,7 @@ def preflight(plan: Plan) -> None:
         check_mount_point(plan.mount)
 
 
-def new_cluster(chosen: Mapping[str, int]) -> ClusterConfig:
+def new_cluster(chosen: Mapping[str, Any]) -> ClusterConfig:
     """The configuration of a cluster that is to be made. Raises ConfigError."""
     defaults = ClusterConfig()
     storages = chosen.get("storages", defaults.storages)
@@ -80,7 +81,9 @@ def new_cluster(chosen: Mapping[str, int]) -> ClusterConfig:
     if replicas < 1:
         raise ConfigError("--replicas: expected at least 1")
     try:
-        return ClusterConfig(storages, replicas, chosen.get("chunk_size", defaults.chunk_size))
+        return ClusterConfig(
+            storages, replicas, chosen.get("chunk_size", defaults.chunk_size), chosen.get("listen", defaults.listen)
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

@@ -44,8 +44,7 @@ async def connected(subject: Subject) -> AsyncIterator[tuple[Connection, Connect
     """A client's and a server's end of a connection. No check may take longer than 20 s."""
     with trio.fail_after(20):
         listener = await subject.transport.listen(subject.address)
-        client = await subject.transport.connect(listener.address)
-        server = await listener.accept()
+        client, server = await met(subject, listener)
         try:
             yield client, server, listener
         finally:
@@ -53,6 +52,20 @@ async def connected(subject: Subject) -> AsyncIterator[tuple[Connection, Connect
                 await client.aclose()
                 await server.aclose()
                 await listener.aclose()
+
+
+async def met(subject: Subject, listener: Listener) -> tuple[Connection, Connection]:
+    """Both ends of a new connection. To connect may take a listener that accepts: both sides may have to agree on
+    something."""
+    ends: list[Connection] = []
+
+    async def accept() -> None:
+        ends.append(await listener.accept())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept)
+        client = await subject.transport.connect(listener.address)
+    return client, ends[0]
 
 
 def request(number: int, body: bytes = b"") -> Frame:
@@ -69,6 +82,13 @@ def pattern(seed: int, size: int) -> bytes:
 
 def payload_of(frame: Frame) -> bytes:
     return bytes(frame.payload) if frame.payload is not None else b""
+
+
+async def taken(server: Connection, frame: Frame) -> bytes:
+    """A request's bulk data; nobody needs the request any more."""
+    data = bytes(await server.fetch(frame))
+    server.settle(frame)
+    return data
 
 
 async def expect(code: Code, awaitable: Awaitable[object]) -> None:
@@ -259,7 +279,8 @@ async def cancelled_receive_loses_nothing(subject: Subject) -> None:
             while len(received) < 4:
                 with trio.move_on_after(0.0005):
                     frame = await server.receive()
-                    assert payload_of(frame) == data
+                    with trio.CancelScope(shield=True):
+                        assert await taken(server, frame) == data
                     received.append(frame.request_id)
         assert sorted(received) == [0, 1, 2, 3]
 
@@ -281,7 +302,7 @@ async def cancelled_before_its_turn_sends_nothing(subject: Subject) -> None:
             for _ in range(3):
                 frame = await server.receive()
                 got.append(frame.request_id)
-                assert payload_of(frame) in (b"", blocker)
+                assert await taken(server, frame) in (b"", blocker)
         assert got == [1, 2, 4], f"sent in the order 1, 2, 4, came {got}"
 
 
@@ -301,10 +322,11 @@ async def cancelled_half_way_is_never_garbage(subject: Subject) -> None:
             while True:
                 try:
                     frame = await server.receive()
+                    whole = await taken(server, frame)
                 except FS3Error as error:
                     assert error.code is Code.CONNECTION_LOST, error
                     return
-                assert payload_of(frame) == (data if frame.request_id == 1 else b"later")
+                assert whole == (data if frame.request_id == 1 else b"later")
 
 
 async def concurrent_senders_do_not_mix(subject: Subject) -> None:
@@ -325,7 +347,8 @@ async def concurrent_senders_do_not_mix(subject: Subject) -> None:
                 frame = await server.receive()
                 assert frame.body == bytes([seen[frame.request_id]]), "one sender's frames came out of order"
                 seen[frame.request_id] += 1
-                assert bytes(await server.fetch(frame)) == bytes([frame.request_id]) * frame.payload_length
+                length = frame.payload_length
+                assert await taken(server, frame) == bytes([frame.request_id]) * length
         assert set(seen.values()) == {each}
 
 
@@ -357,7 +380,7 @@ async def both_directions_flow_at_once(subject: Subject) -> None:
         async def receive(connection: Connection) -> None:
             for number in range(3):
                 frame = await connection.receive()
-                assert frame.request_id == number and payload_of(frame) == data
+                assert frame.request_id == number and await taken(connection, frame) == data
 
         async def send(connection: Connection) -> None:
             for number in range(3):
@@ -435,7 +458,7 @@ async def listeners_close_alone(subject: Subject) -> None:
             await listener.aclose()
         await expect(Code.CONNECTION_LOST, listener.accept())
         await client.send(request(1), [b"still"])
-        assert payload_of(await server.receive()) == b"still"
+        assert await taken(server, await server.receive()) == b"still"
 
 
 async def garbage_closes_its_connection_only(subject: Subject) -> None:
@@ -454,7 +477,7 @@ async def garbage_closes_its_connection_only(subject: Subject) -> None:
                 await expect(Code.CONNECTION_LOST, victim.receive())
                 await expect(Code.CONNECTION_LOST, victim.send(request(1)))
         await client.send(request(1), [b"fine"])
-        assert payload_of(await server.receive()) == b"fine"
+        assert await taken(server, await server.receive()) == b"fine"
 
 
 CHECKS: tuple[Check, ...] = (

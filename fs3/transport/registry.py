@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..errors import ConfigError
 from .base import Connection, Listener, Transport
 from .local import LocalTransport
+from .rdma_port import Device
+from .rdma_transport import RdmaTransport
 from .tcp import TcpTransport
 
 logger = logging.getLogger("fs3.transport.registry")
@@ -16,12 +18,23 @@ logger = logging.getLogger("fs3.transport.registry")
 class Transports(Transport):
     """Hands each address to the transport of its scheme. Raises ConfigError where there is none.
 
-    short_circuit: go by shared memory where the daemon at an address offers that on this host.
+    short_circuit: go by shared memory where the daemon at an address offers that on this host. rdma_devices: names of those
+    to use for addresses rdma://; none for all that work.
     """
 
-    def __init__(self, backends: Mapping[str, Transport] | None = None, *, short_circuit: bool = True) -> None:
+    def __init__(
+        self,
+        backends: Mapping[str, Transport] | None = None,
+        *,
+        short_circuit: bool = True,
+        rdma_devices: Sequence[str] = (),
+    ) -> None:
         self._local = LocalTransport() if short_circuit and backends is None else None
-        known = {"tcp": TcpTransport(), "local": self._local or LocalTransport()}
+        known: dict[str, Transport] = {
+            "tcp": TcpTransport(),
+            "local": self._local or LocalTransport(),
+            "rdma": RdmaTransport(lambda: _open_devices(rdma_devices)),
+        }
         self._backends: dict[str, Transport] = dict(backends if backends is not None else known)
 
     async def connect(self, address: str) -> Connection:
@@ -52,3 +65,9 @@ class Transports(Transport):
             known = ", ".join(sorted(self._backends))
             raise ConfigError(f"bad address {address!r}: no transport for scheme {scheme!r}, known are: {known}")
         return backend
+
+
+def _open_devices(names: Sequence[str]) -> Sequence[Device]:
+    from .rdma import open_devices  # with pyverbs, for those who have addresses rdma://
+
+    return open_devices(names)

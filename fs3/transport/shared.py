@@ -11,6 +11,7 @@ import mmap
 import os
 
 from ..errors import ProtocolError
+from .slots import Slots
 
 POOL_SIZE = 32 * 1024 * 1024
 """Of one connection. Only what was used takes memory, and what was used last is used again first."""
@@ -33,9 +34,7 @@ class SharedPool:
         except BaseException:
             os.close(self.fd)
             raise
-        self._shelves: dict[int, list[int]] = {}  # free slots by size: their offsets
-        self._fresh = 0  # what lies behind was never handed out
-        self._taken = 0  # slots
+        self._slots = Slots(size, SLOT_SIZE_MIN, SLOT_SIZE_MAX)
 
     def close_fd(self) -> None:
         """The other side has its own; the memory stays."""
@@ -44,27 +43,11 @@ class SharedPool:
 
     def take(self, size: int) -> int | None:
         """The offset of a slot of `size` bytes, which hold anything; None where there is none left."""
-        rounded = _rounded(size)
-        if rounded > min(SLOT_SIZE_MAX, self.size):
-            return None
-        shelf = self._shelves.get(rounded)
-        if shelf:
-            self._taken += 1
-            return shelf.pop()
-        if self._fresh + rounded > self.size:
-            if self._taken:
-                return None
-            self._shelves.clear()  # nothing is in use, so it can be cut anew
-            self._fresh = 0
-        offset = self._fresh
-        self._fresh += rounded
-        self._taken += 1
-        return offset
+        return self._slots.take(size) if self.size else None
 
     def give_back(self, offset: int, size: int) -> None:
         """A slot that neither side will touch any more. size: as it was taken."""
-        self._taken -= 1
-        self._shelves.setdefault(_rounded(size), []).append(offset)
+        self._slots.give_back(offset, size)
 
     def view(self, offset: int, size: int) -> memoryview:
         return self._view[offset : offset + size]
@@ -95,7 +78,3 @@ class PeerMemory:
         if offset > self.size or size > self.size - offset:
             raise ProtocolError(f"{size} bytes at {offset} of shared memory of {self.size}")
         return self._view[offset : offset + size]
-
-
-def _rounded(size: int) -> int:
-    return max(SLOT_SIZE_MIN, 1 << (size - 1).bit_length())

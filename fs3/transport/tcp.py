@@ -410,6 +410,10 @@ class TcpTransport(Transport):
         self._buffers = BufferPool()
 
     async def connect(self, address: str) -> Connection:
+        return TcpConnection(await self.connect_socket(address), address, self._buffers)
+
+    async def connect_socket(self, address: str) -> socket.socket:
+        """A connected socket, non-blocking. Raises as connect does."""
         host, port = split_address(address)
         reason = "no address"
         try:
@@ -422,7 +426,7 @@ class TcpTransport(Transport):
             try:
                 reason = await _connect(sock, name)
                 if not reason:
-                    return TcpConnection(sock, address, self._buffers)
+                    return sock
             except BaseException:
                 sock.close()
                 raise
@@ -430,6 +434,10 @@ class TcpTransport(Transport):
         raise FS3Error(Code.CONNECT_FAILED, f"{address}: {reason}")
 
     async def listen(self, address: str) -> Listener:
+        return TcpListener(await self.listen_socket(address), self._buffers)
+
+    async def listen_socket(self, address: str) -> socket.socket:
+        """A listening socket, non-blocking. Raises as listen does."""
         host, port = split_address(address)
         try:
             candidates = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -440,7 +448,7 @@ class TcpTransport(Transport):
                 _size_buffers(sock)
                 sock.bind(name)
                 sock.listen(_BACKLOG)
-                return TcpListener(sock, self._buffers)
+                return sock
             except BaseException:
                 sock.close()
                 raise

@@ -17,7 +17,7 @@ async def test_the_scheme_picks_the_transport() -> None:
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("rdma://a:1", "no transport for scheme 'rdma', known are: local, tcp"),
+        ("quic://a:1", "no transport for scheme 'quic', known are: local, rdma, tcp"),
         ("127.0.0.1:7000", "expected scheme://host:port"),
         ("tcp://", "expected scheme://host:port"),
         ("", "expected scheme://host:port"),

@@ -1,0 +1,280 @@
+"""Addresses `rdma://host:port`: TCP connections on which both sides agree to use RDMA, if both can.
+
+A process without a device may use such addresses too, and so may one whose peer has none: then the connection that was
+made to agree upon RDMA is an ordinary TCP one, which is said once.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from ..errors import Code, ConfigError, FS3Error, ProtocolError
+from ..wire.frame import PAYLOAD_SIZE_MAX
+from . import rdma_hello
+from .base import Connection, Listener, Transport
+from .buffers import BufferPool
+from .rdma_flow import Limits
+from .rdma_hello import Hello
+from .rdma_memory import RegisteredMemory
+from .rdma_port import Device, QueuePair
+from .rdma_roles import RdmaClient, RdmaServer
+from .tcp import TcpConnection, TcpTransport, split_address
+
+logger = logging.getLogger("fs3.transport.rdma")
+
+LIMITS = Limits(receives=64, sends=64, depth=256, reads=16, return_after=16)
+POOL_SIZE_MAX = 256 * 1024 * 1024
+"""Of registered memory for each device."""
+GREETING_S_MAX = 5.0
+_WAITING_MAX = 1024
+"""Connections that have not said yet what they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """A device with the memory that is registered with it."""
+
+    device: Device
+    memory: RegisteredMemory
+
+
+class RdmaTransport(Transport):
+    """open_devices: returns those to be used, in turn; raises ConfigError saying what is missing. Called once, when first
+    needed. pool_size_max: bytes of memory registered with each."""
+
+    def __init__(self, open_devices: Callable[[], Sequence[Device]], pool_size_max: int = POOL_SIZE_MAX) -> None:
+        self._pool_size_max = pool_size_max
+        self._open_devices = open_devices
+        self._tcp = TcpTransport()
+        self._nics: list[Nic] | None = None
+        self._turn = 0
+        self._why = ""  # there are none
+        self._told: set[str] = set()
+        self._buffers = BufferPool()
+
+    def nic(self) -> Nic | None:
+        """The next device's turn; None where this host has none."""
+        if self._nics is None:
+            try:
+                size = self._pool_size_max
+                self._nics = [
+                    Nic(device, RegisteredMemory(device, size, min(size, PAYLOAD_SIZE_MAX)))
+                    for device in self._open_devices()
+                ]
+            except ConfigError as error:
+                self._nics = []
+                self._why = error.message
+                logger.info("no RDMA on this host, using TCP for addresses rdma://: %s", error.message)
+        if not self._nics:
+            return None
+        self._turn += 1
+        return self._nics[self._turn % len(self._nics)]
+
+    def _memory(self, device: Device) -> RegisteredMemory:
+        return RegisteredMemory(device, self._pool_size_max, min(self._pool_size_max, PAYLOAD_SIZE_MAX))
+
+    @property
+    def why_not(self) -> str:
+        """Why this host has no RDMA; empty where it has."""
+        return self._why
+
+    async def connect(self, address: str) -> Connection:
+        nic = self.nic()
+        sock = await self._tcp.connect_socket(_as_tcp(address))
+        try:
+            if nic is not None:
+                connection = await self._introduce(sock, address, nic)
+                if connection is not None:
+                    return connection
+        except BaseException:
+            sock.close()
+            raise
+        return TcpConnection(sock, address, self._buffers)
+
+    async def _introduce(self, sock: socket.socket, address: str, nic: Nic) -> Connection | None:
+        """Agree with the server; None where it wants TCP."""
+        try:
+            pair = nic.device.queue_pair(LIMITS, LIMITS.receives + RETURNS_MAX, sock.fileno())
+        except ConfigError as error:
+            raise FS3Error(Code.CONNECT_FAILED, f"{address}: {error.message}") from None
+        try:
+            hello = await self._ask(sock, Hello(pair.ends, LIMITS))
+            if hello.ends is None or hello.limits is None:
+                self._say_once(address, hello.reason)
+                pair.destroy()
+                return None
+            _post_receives(pair, hello.limits)
+            pair.connect(hello.ends)
+        except (OSError, ProtocolError) as error:
+            pair.destroy()
+            raise FS3Error(Code.CONNECT_FAILED, f"{address}: {error}") from None
+        except BaseException:
+            pair.destroy()
+            raise
+        return RdmaClient(sock, address, pair, (LIMITS, hello.limits), nic.memory)
+
+    async def _ask(self, sock: socket.socket, ours: Hello) -> Hello:
+        """Raises OSError, ProtocolError."""
+        sock.send(rdma_hello.encode(ours))  # it is the first, and small
+        data = b""
+        with trio.move_on_after(GREETING_S_MAX):
+            while True:
+                await trio.lowlevel.wait_readable(sock.fileno())
+                wanted = (rdma_hello.size_of(data) if data else None) or rdma_hello.HEAD_SIZE
+                more = sock.recv(wanted - len(data))
+                if not more:
+                    raise OSError("closed by the peer, which may not know of RDMA")
+                data += more
+                if len(data) == rdma_hello.size_of(data):
+                    return rdma_hello.decode(data)
+        raise OSError("no answer to the question for RDMA")
+
+    def _say_once(self, address: str, reason: str) -> None:
+        if address not in self._told:
+            self._told.add(address)
+            logger.info("%s: no RDMA there, using TCP: %s", address, reason)
+
+    async def listen(self, address: str) -> Listener:
+        self.nic()  # says what is missing when it starts, not when the first client comes
+        return RdmaListener(await self._tcp.listen_socket(_as_tcp(address)), self, self._buffers)
+
+
+RETURNS_MAX = 64
+"""Receives that are kept for the peer's empty messages: its limits are not known yet when they are made."""
+
+
+def _post_receives(pair: QueuePair, theirs: Limits) -> None:
+    if theirs.returns > RETURNS_MAX:
+        raise ProtocolError(f"the peer may return credits in {theirs.returns} messages, of at most {RETURNS_MAX}")
+    for index in range(LIMITS.receives + theirs.returns):
+        pair.post_receive(index)
+
+
+class RdmaListener(Listener):
+    """Accepts connections once they have said what they are: a hello, or a frame's first bytes."""
+
+    def __init__(self, sock: socket.socket, transport: RdmaTransport, buffers: BufferPool) -> None:
+        host, port = sock.getsockname()[:2]
+        self.address = f"rdma://[{host}]:{port}" if ":" in host else f"rdma://{host}:{port}"
+        self._socket = sock
+        self._transport = transport
+        self._buffers = buffers
+        self._epoll = select.epoll()
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        self._waiting: dict[int, tuple[socket.socket, str, float]] = {}  # by descriptor: and until when
+        self._closed = False
+
+    async def accept(self) -> Connection:
+        while True:
+            if self._closed:
+                raise FS3Error(Code.CONNECTION_LOST, f"listener {self.address} is closed")
+            for fd, _ in self._epoll.poll(0):
+                if fd == self._socket.fileno():
+                    self._take()
+                    continue
+                connection = self._look(fd)
+                if connection is not None:
+                    return connection
+            self._drop_silent()
+            with trio.move_on_after(GREETING_S_MAX if self._waiting else float("inf")):
+                try:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                except trio.ClosedResourceError:
+                    pass
+
+    def _take(self) -> None:
+        try:
+            sock, name = self._socket.accept()
+        except OSError as error:
+            logger.debug("%s: accept: %s", self.address, error)
+            return
+        sock.setblocking(False)
+        if len(self._waiting) >= _WAITING_MAX:
+            sock.close()
+            return
+        self._waiting[sock.fileno()] = sock, f"tcp://{name[0]}:{name[1]}", trio.current_time() + GREETING_S_MAX
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def _drop_silent(self) -> None:
+        """A plain TCP client may take its time, but not a place that another one needs."""
+        now = trio.current_time()
+        for fd, (sock, peer, until) in list(self._waiting.items()):
+            if until <= now:
+                logger.debug("%s said nothing", peer)
+                self._leave(fd)
+                sock.close()
+
+    def _leave(self, fd: int) -> tuple[socket.socket, str]:
+        sock, peer, _ = self._waiting.pop(fd)
+        self._epoll.unregister(fd)
+        return sock, peer
+
+    def _look(self, fd: int) -> Connection | None:
+        """What became of a connection that said something; None where it is not complete, or was no use."""
+        sock, peer, _ = self._waiting[fd]
+        try:
+            data = sock.recv(rdma_hello.HEAD_SIZE + rdma_hello.HELLO_SIZE_MAX, socket.MSG_PEEK)
+            if not data:
+                raise OSError("closed by the peer")
+            try:
+                size = rdma_hello.size_of(data)
+            except ProtocolError:
+                self._leave(fd)
+                return TcpConnection(sock, peer, self._buffers)
+            if size is None or len(data) < size:
+                return None
+            self._leave(fd)
+            sock.recv(size)
+            return self._agree(sock, peer, rdma_hello.decode(data[:size]))
+        except (OSError, ProtocolError) as error:
+            logger.debug("%s: %s", peer, error)
+            if fd in self._waiting:
+                self._leave(fd)
+            sock.close()
+            return None
+
+    def _agree(self, sock: socket.socket, peer: str, hello: Hello) -> Connection:
+        """Raises OSError, ProtocolError."""
+        nic = self._transport.nic()
+        if nic is None or hello.ends is None or hello.limits is None:
+            sock.send(rdma_hello.encode(Hello(None, None, self._transport.why_not)))
+            return TcpConnection(sock, peer, self._buffers)
+        try:
+            pair = nic.device.queue_pair(LIMITS, LIMITS.receives + RETURNS_MAX, sock.fileno())
+        except ConfigError as error:
+            logger.warning("%s: %s; using TCP", peer, error.message)
+            sock.send(rdma_hello.encode(Hello(None, None, error.message)))
+            return TcpConnection(sock, peer, self._buffers)
+        try:
+            _post_receives(pair, hello.limits)
+            pair.connect(hello.ends)
+            sock.send(rdma_hello.encode(Hello(pair.ends, LIMITS)))
+        except BaseException:
+            pair.destroy()
+            raise
+        return RdmaServer(sock, peer.replace("tcp://", "rdma://"), pair, (LIMITS, hello.limits), nic.memory)
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        trio.lowlevel.notify_closing(self._epoll.fileno())
+        self._epoll.close()
+        for sock, _, _ in self._waiting.values():
+            sock.close()
+        self._waiting.clear()
+        self._socket.close()
+
+
+def _as_tcp(address: str) -> str:
+    scheme, _, rest = address.partition("://")
+    if scheme != "rdma":
+        raise ConfigError(f"bad address {address!r}: expected rdma://host:port")
+    split_address(f"tcp://{rest}")
+    return f"tcp://{rest}"

@@ -123,7 +123,8 @@ def test_a_node_goes_and_comes_under_a_writer(four: Cluster) -> None:
 def drain_while_daemons_die(made: Cluster) -> None:
     """The plan goes on whoever dies, and the command that watches it sees its end."""
     assert "Nothing was changed" in admin(made, "drain", "101")
-    words = ["admin", "--data", str(made.data), "drain", "101", "--yes", "--at-once", "1", "--resync-rate", "4MiB"]
+    # So slowly that whoever watches sees it, however long its looks take.
+    words = ["admin", "--data", str(made.data), "drain", "101", "--yes", "--at-once", "1", "--resync-rate", "1536KiB"]
     line = [sys.executable, "-u", "-m", "fs3.cli.main", *words]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY) as watching:
         assert watching.stdout is not None

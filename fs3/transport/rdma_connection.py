@@ -241,12 +241,6 @@ class RdmaConnection(Connection):
                 self._outgoing.remove(item)
             raise
 
-    def _transfer(self, transfer: Transfer, read: bool) -> None:
-        if read:
-            self._reads.append(transfer)
-        else:
-            self._outgoing.append(transfer)
-
     def _pump_or_close(self) -> None:
         try:
             self._pump()

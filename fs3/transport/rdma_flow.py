@@ -17,8 +17,6 @@ from enum import Enum
 
 from ..errors import ProtocolError
 
-IMMEDIATE_MAX = (1 << 32) - 1
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -34,13 +32,13 @@ class Limits:
     def __post_init__(self) -> None:
         if not (0 < self.return_after <= self.receives and self.sends > 0 and self.reads > 0):
             raise ProtocolError(f"RDMA limits that cannot work: {self}")
-        if self.depth < self.sends + self.returns + 2:
+        if self.depth <= self.sends:
             raise ProtocolError(f"an RDMA send queue of {self.depth} for {self.sends} send buffers")
 
     @property
     def returns(self) -> int:
-        """Empty messages of this side that can be under way at once, and a last one. The peer keeps so many receives for
-        them, and this side so much of its send queue."""
+        """Empty messages of this side that can be under way at once, and a last one: the peer keeps so many receives for
+        them."""
         return -(-self.receives // self.return_after) + 1
 
 
@@ -121,19 +119,19 @@ class Flow:
 
     def returning(self) -> Post | None:
         """An empty message, if it is time for one: to be asked for after whatever else could be posted."""
-        if self._owed < self._ours.return_after or len(self._posted) >= self._ours.depth:
+        if self._owed < self._ours.return_after or not self._room():
             return None
         return self._post(Work.RETURN, -1, 0)
 
     def last(self) -> Post | None:
         """An empty message that asks for a completion, to learn of all before it."""
-        if len(self._posted) >= self._ours.depth:
+        if not self._room():
             return None
-        self._quiet = self._ours.depth
+        self._quiet = self._ours.depth  # so that it asks
         return self._post(Work.RETURN, -1, 0)
 
     def _room(self) -> bool:
-        return len(self._posted) < self._ours.depth - self._ours.returns
+        return len(self._posted) < self._ours.depth
 
     def _post(self, work: Work, buffer: int, token: int) -> Post:
         number = self._next
@@ -154,7 +152,7 @@ class Flow:
         """Whether to ask for a completion: else buffers, room, or a WRITE's source would stay taken for long."""
         if work in (Work.MESSAGE, Work.RETURN) and self._written:
             return True
-        return self._quiet >= max(1, min(self._ours.sends, self._ours.returns + 1) // 2) or not self._buffers
+        return 2 * self._quiet >= self._ours.sends or not self._buffers
 
     # What happens
 

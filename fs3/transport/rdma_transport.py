@@ -6,6 +6,7 @@ made to agree upon RDMA is an ordinary TCP one, which is said once.
 
 from __future__ import annotations
 
+import errno
 import logging
 import select
 import socket
@@ -32,6 +33,7 @@ LIMITS = Limits(receives=64, sends=64, depth=256, reads=16, return_after=16)
 POOL_SIZE_MAX = 256 * 1024 * 1024
 """Of registered memory for each device."""
 GREETING_S_MAX = 5.0
+RETRY_S = 0.1
 _WAITING_MAX = 1024
 """Connections that have not said yet what they are."""
 
@@ -176,7 +178,8 @@ class RdmaListener(Listener):
                 raise FS3Error(Code.CONNECTION_LOST, f"listener {self.address} is closed")
             for fd, _ in self._epoll.poll(0):
                 if fd == self._socket.fileno():
-                    self._take()
+                    if not self._take():
+                        await trio.sleep(RETRY_S)
                     continue
                 connection = self._look(fd)
                 if connection is not None:
@@ -188,18 +191,24 @@ class RdmaListener(Listener):
                 except trio.ClosedResourceError:
                     pass
 
-    def _take(self) -> None:
+    def _take(self) -> bool:
+        """Take a connection in. False where there is no room for one now."""
         try:
             sock, name = self._socket.accept()
+        except BlockingIOError:
+            return True
         except OSError as error:
-            logger.debug("%s: accept: %s", self.address, error)
-            return
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                return True  # that one connection's failure
+            logger.error("%s cannot accept connections: %s", self.address, error.strerror)
+            return False
         sock.setblocking(False)
         if len(self._waiting) >= _WAITING_MAX:
             sock.close()
-            return
+            return True
         self._waiting[sock.fileno()] = sock, f"tcp://{name[0]}:{name[1]}", trio.current_time() + GREETING_S_MAX
         self._epoll.register(sock.fileno(), select.EPOLLIN)
+        return True
 
     def _drop_silent(self) -> None:
         """A plain TCP client may take its time, but not a place that another one needs."""

@@ -24,7 +24,7 @@ def limits(draw: st.DrawFn) -> Limits:
     receives = draw(st.integers(1, 6))
     sends = draw(st.integers(1, 6))
     return_after = draw(st.integers(1, receives))
-    depth = sends - (-receives // return_after) + 3 + draw(st.integers(0, 4))
+    depth = sends + 1 + draw(st.integers(0, 4))
     return Limits(receives, sends, depth, draw(st.integers(1, 3)), return_after)
 
 
@@ -118,9 +118,10 @@ class Connection(RuleBasedStateMachine):
             (end.writes if write else end.reads).append(end.tokens)
         end.pump()
 
-    @rule(side=SIDES)
-    def work(self, side: int) -> None:
-        self._work(side)
+    @rule(side=SIDES, count=st.integers(1, 8))
+    def work(self, side: int, count: int) -> None:
+        for _ in range(count):
+            self._work(side)
 
     def _work(self, side: int) -> bool:
         """The device does one work request."""
@@ -135,10 +136,11 @@ class Connection(RuleBasedStateMachine):
         end.done.append(post)
         return True
 
-    @rule(side=SIDES)
-    def see(self, side: int) -> None:
-        self.ends[side].see()
-        self.ends[side].pump()
+    @rule(side=SIDES, count=st.integers(1, 8))
+    def see(self, side: int, count: int) -> None:
+        for _ in range(count):
+            self.ends[side].see()
+            self.ends[side].pump()
 
     @rule(side=SIDES)
     def tell(self, side: int) -> None:
@@ -167,8 +169,8 @@ class Connection(RuleBasedStateMachine):
         assert not a.waiting and not b.waiting
         assert (a.sent, b.sent) == (b.received, a.received)
         for end in self.ends:
-            assert not end.reads and not end.writes
-            end.flow.destroyed()
+            assert not end.reads and not end.writes and not end.under_way
+            assert end.flow.destroyed() == []
 
 
 TestConnection = Connection.TestCase
@@ -193,6 +195,6 @@ def test_destruction_gives_back_what_was_under_way() -> None:
 
 
 def test_limits_that_would_stand_still_are_refused() -> None:
-    for bad in ((0, 1, 8, 1, 1), (4, 2, 3, 1, 2), (4, 2, 8, 1, 5), (4, 2, 8, 0, 2)):
+    for bad in ((0, 1, 8, 1, 1), (4, 2, 2, 1, 2), (4, 2, 8, 1, 5), (4, 2, 8, 0, 2)):
         with pytest.raises(ProtocolError):
             Limits(*bad)

@@ -197,7 +197,7 @@ class Walks:
         if goal is None:
             return None
         page = walk.page
-        if page is None or not page.grows or page.changes != changes:
+        if page is None or not page.grows or page.changes != changes or goal[0] != page.last:
             walk.drop()
             walk.begin()
         walk.asking = True
@@ -208,7 +208,7 @@ class Walks:
         walk = fetch.walk
         walk.asking = False
         page = walk.page
-        if page is not None and page.grows and page.last == fetch.after and page.changes == fetch.changes:
+        if page is not None:  # kept for this to come behind it
             page.grows = False
         elif entries:
             page = walk.page = _Page(fetch)

@@ -45,7 +45,6 @@ class Forward:
     data: memoryview = field(default_factory=lambda: memoryview(b""))
     whole: bool = False
     refused: UpdateResult | None = None
-    mismatches: int = 0
 
 
 async def forward(node: StorageNode, target: LocalTarget, items: list[Forward], deadline: float) -> None:
@@ -171,7 +170,6 @@ def _settled(target: LocalTarget, item: Forward, result: UpdateResult) -> bool:
         assert chunk is not None and chunk.pending is not None
         if chunk.pending.removed or result.checksum == chunk.pending.checksum():
             return True
-        item.mismatches += 1
         logger.error(
             "chunk %x.%d: target %d and its successor differ at version %d (%d and %d bytes), sending the whole chunk",
             item.chunk.inode,

@@ -428,10 +428,6 @@ class FileClient(NameCalls):
         finally:
             state.sessions.remove(session)
 
-    def is_open(self, inode: int) -> bool:
-        """Whether this client has handles on it."""
-        return inode in self._inodes
-
     @property
     def any_open(self) -> bool:
         """Whether this client has any file open."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
 import click
 import trio
@@ -31,6 +32,8 @@ from .rows import Row
 
 TREES_MAX = 20
 """Removed trees that are shown."""
+T = TypeVar("T", SessionInfo, LockInfo)
+
 RATE_S = 1.0
 """How long the collector is watched, to tell its rate."""
 
@@ -40,25 +43,37 @@ def session() -> None:
     """Files that are open for writing, and by whom: list, prune."""
 
 
-async def _sessions(cluster: Cluster, client: int, path: str | None, limit: int) -> list[Row]:
+async def _pages(
+    cluster: Cluster,
+    path: str | None,
+    limit: int,
+    page: Callable[[Files, bytes, int, int], Awaitable[tuple[Sequence[T], bytes]]],
+) -> list[tuple[T, ClientInfo | None]]:
+    """What meta lists page by page, with the client of each. page: of (after, count_max, inode)."""
     files = Files(cluster)
     inode = (await files.find(path)).inode if path is not None else 0
     clients = {each.client: each for each in (await cluster.call(LIST_CLIENTS, Empty())).clients}
-    rows: list[Row] = []
+    found: list[T] = []
     after = b""
-    while len(rows) < limit:
-        request = ListSessionsRequest(after, min(1000, limit - len(rows)), client, inode)
-        reply = await files.meta.call(LIST_SESSIONS, request, deadline=files.deadline)
-        rows += [session_row(each, clients, time.time_ns()) for each in reply.sessions]
-        after = reply.after
+    while len(found) < limit:
+        listed, after = await page(files, after, min(1000, limit - len(found)), inode)
+        found += listed
         if not after:
             break
-    return rows
+    return [(each, clients.get(each.client)) for each in found]
 
 
-def session_row(found: SessionInfo, clients: Mapping[int, ClientInfo], now_ns: int) -> Row:
+async def _sessions(cluster: Cluster, client: int, path: str | None, limit: int) -> list[Row]:
+    async def page(files: Files, after: bytes, count_max: int, inode: int) -> tuple[Sequence[SessionInfo], bytes]:
+        request = ListSessionsRequest(after, count_max, client, inode)
+        reply = await files.meta.call(LIST_SESSIONS, request, deadline=files.deadline)
+        return reply.sessions, reply.after
+
+    return [session_row(found, owner, time.time_ns()) for found, owner in await _pages(cluster, path, limit, page)]
+
+
+def session_row(found: SessionInfo, client: ClientInfo | None, now_ns: int) -> Row:
     """age_s: since it was opened, by this machine's clock. kind: write, or hold: removed by its own mount while open."""
-    client = clients.get(found.client)
     return {
         "client": found.client,
         "host": client.host if client is not None else "",
@@ -130,24 +145,16 @@ LOCK_COLUMNS = "client host state inode mode start length uid age_s"
 
 
 async def _locks(cluster: Cluster, client: int, path: str | None, limit: int) -> list[Row]:
-    files = Files(cluster)
-    inode = (await files.find(path)).inode if path is not None else 0
-    clients = {each.client: each for each in (await cluster.call(LIST_CLIENTS, Empty())).clients}
-    rows: list[Row] = []
-    after = b""
-    while len(rows) < limit:
-        request = ListLocksRequest(after, min(1000, limit - len(rows)), client, inode)
+    async def page(files: Files, after: bytes, count_max: int, inode: int) -> tuple[Sequence[LockInfo], bytes]:
+        request = ListLocksRequest(after, count_max, client, inode)
         reply = await files.meta.call(LIST_LOCKS, request, deadline=files.deadline)
-        rows += [lock_row(each, clients, time.time_ns()) for each in reply.locks]
-        after = reply.after
-        if not after:
-            break
-    return rows
+        return reply.locks, reply.after
+
+    return [lock_row(found, owner, time.time_ns()) for found, owner in await _pages(cluster, path, limit, page)]
 
 
-def lock_row(found: LockInfo, clients: Mapping[int, ClientInfo], now_ns: int) -> Row:
+def lock_row(found: LockInfo, client: ClientInfo | None, now_ns: int) -> Row:
     """length: None for a lock of all behind start. age_s: since it was made, by this machine's clock."""
-    client = clients.get(found.client)
     return {
         "client": found.client,
         "host": client.host if client is not None else "",

@@ -132,9 +132,9 @@ def test_replicas_that_differ_are_told() -> None:
 
 def test_sessions_say_who_has_them() -> None:
     info = SessionInfo(7, 40, 1, 0, True, 5_000_000_000, 12, 0)
-    row = session_row(info, {40: ClientInfo(40, "box", False)}, 65_000_000_000)
+    row = session_row(info, ClientInfo(40, "box", False), 65_000_000_000)
     assert (row["host"], row["state"], row["kind"], row["age_s"]) == ("box", "dead", "hold", 60)
-    assert session_row(info, {}, 0)["state"] == "unknown"
+    assert session_row(info, None, 0)["state"] == "unknown"
 
 
 def test_the_queue_of_the_collector_is_summed_up() -> None:

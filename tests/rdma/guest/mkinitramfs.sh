@@ -1,6 +1,6 @@
 #!/bin/bash
 # mkinitramfs.sh ROOT KVER OUT: a minimal initramfs of busybox, /init and the modules that mount the host's root
-set -e; here=$(dirname "$(readlink -f "$0")"); root=$1 kv=$2 out=$3; w=$(mktemp -d); trap 'rm -rf "$w"' EXIT
+set -e; here=$(dirname "$(readlink -f "$0")"); system=$1 kv=$2 out=$3; w=$(mktemp -d); trap 'rm -rf "$w"' EXIT
 mkdir -p "$w"/{bin,mods}; install -m755 "$here/init" "$w/init"; install -m755 "$system/usr/bin/busybox" "$w/bin/busybox"
 M=$system/usr/lib/modules/$kv
 for m in virtio_pci virtio_mmio virtio_console 9pnet_virtio 9p overlay; do

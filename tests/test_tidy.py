@@ -26,6 +26,7 @@ PURE = {
         "routing.py",
         "checksum.py",
         "metrics.py",
+        "rings.py",
         "cli/rates.py",
         "cli/bench/plan.py",
         "wire/*.py",
@@ -68,7 +69,7 @@ PURE = {
 WORLD = {"trio", "time", "random", "os", "socket", "threading", "subprocess", "asyncio"}
 
 # Adapters to the world, and programs: only these may read clocks, make random numbers, open sockets or print.
-ADAPTERS = {"fs3/env.py", "fs3/log.py", "fs3/daemon.py", "storage/disk_linux.py", "fuse/ops.py"}
+ADAPTERS = {"fs3/env.py", "fs3/log.py", "fs3/daemon.py", "fs3/usrbio.py", "storage/disk_linux.py", "fuse/ops.py"}
 ADAPTER_FOLDERS = ("fs3/transport/", "fs3/kv/", "fs3/cli/", "fs3/testing/")
 
 

@@ -198,3 +198,23 @@ def test_limits_that_would_stand_still_are_refused() -> None:
     for bad in ((0, 1, 8, 1, 1), (4, 2, 2, 1, 2), (4, 2, 8, 1, 5), (4, 2, 8, 0, 2)):
         with pytest.raises(ProtocolError):
             Limits(*bad)
+
+
+def test_a_written_source_is_heard_of_by_the_message_behind_it() -> None:
+    ours = Limits(16, 16, 32, 1, 4)
+    flow = Flow(ours, ours)
+    first = flow.message()
+    assert first is not None and not first.signaled
+    assert flow.write(6) is not None
+    answer = flow.message()
+    assert answer is not None and answer.signaled, "else its memory stays taken until others follow"
+    assert flow.completed(answer.number) == [6]
+
+
+def test_credits_are_not_returned_one_by_one() -> None:
+    ours = Limits(4, 4, 9, 1, 2)
+    flow = Flow(ours, ours)
+    flow.taken()
+    assert flow.returning() is None
+    flow.taken()
+    assert flow.returning() is not None and flow.owed == 0

@@ -38,6 +38,7 @@ from ..errors import Code, FS3Error
 from ..ids import ChunkId, RequestTag
 from ..layout import FILE_LENGTH_MAX, Extent, split
 from ..settings import ClientSettings
+from ..transport.registered import Registration
 from .each import each
 from .inode import OpenInode
 from .meta import MetaClient
@@ -140,6 +141,11 @@ class FileClient(NameCalls):
         assert attr.layout is not None
         table = await table_when_known(self._mgmtd, attr.layout, self.settings.io_timeout / 1000)
         return await used_by(attr, attr.layout, table, self._storage)
+
+    def register(self, memory: memoryview, fd: int = -1) -> Registration:
+        """Let reads into this memory, and writes out of it, go without copies in this process where that can be: see
+        fs3.transport.base.Transport.register. Raises ValueError on memory of no use."""
+        return self.env.transport.register(memory, fd)
 
     @property
     def storage(self) -> StorageClient:

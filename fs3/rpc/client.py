@@ -71,6 +71,8 @@ class _Link:
         request_id = self._next_id
         self._next_id = request_id + 1
         connection = self.connection
+        registered = self.client.env.transport.registered
+        used = registered.use(into, payload) if registered is not None else ()
         pending = self.outstanding[request_id] = _Pending(now, deadline)
         if deadline < self.client.wakes_at:
             self.client.watch(deadline)
@@ -111,6 +113,8 @@ class _Link:
             if into is not None and not connection.withdraw_now(request_id):
                 with trio.CancelScope(shield=True):
                     await connection.withdraw(request_id)
+            for registration in used:
+                registration.end_call()
             if self.client.links.get(self.address) is not self and not self.outstanding:
                 self.scope.cancel()  # retired, and this was its last call
         if pending.error is not None:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 
 from ..wire.frame import Frame
+from .registered import Registered, Registration
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,26 @@ class Listener(ABC):
 
 class Transport(ABC):
     """Makes connections and listeners for addresses `scheme://host:port`."""
+
+    registered: Registered | None = None
+    """The memory that was registered, once there was any."""
+
+    def register(self, memory: memoryview, fd: int = -1) -> Registration:
+        """Let bulk data of calls go straight to and from this memory, by the connections that can do that. The calls are the
+        same; what they cost is not. fd: of shared memory (a memfd, POSIX) of which `memory` is a mapping; found by itself
+        where the process has it open.
+
+        Raises ValueError on memory that is not writable, contiguous and of single bytes, or not of this descriptor.
+        """
+        registration = Registration(memory, fd)
+        self.attach(registration)
+        return registration
+
+    def attach(self, registration: Registration) -> None:
+        """Use what was registered here or elsewhere, until it is closed."""
+        if self.registered is None:
+            self.registered = Registered()
+        self.registered.add(registration)
 
     @abstractmethod
     async def connect(self, address: str) -> Connection:

@@ -10,6 +10,7 @@ from .base import Connection, Listener, Transport
 from .local import LocalTransport
 from .rdma_port import Device
 from .rdma_transport import RdmaTransport
+from .registered import Registration
 from .tcp import TcpTransport
 
 logger = logging.getLogger("fs3.transport.registry")
@@ -55,6 +56,12 @@ class Transports(Transport):
 
     async def listen(self, address: str) -> Listener:
         return await self._backend(address).listen(address)
+
+    def attach(self, registration: Registration) -> None:
+        super().attach(registration)
+        for backend in {self._local, *self._backends.values()} - {None}:
+            assert backend is not None
+            backend.attach(registration)
 
     def _backend(self, address: str) -> Transport:
         scheme, separator, rest = address.partition("://")

@@ -1,4 +1,4 @@
-"""A whole cluster in this process: real daemons over the in-memory transport, with real folders for chunks."""
+"""A whole cluster in this process: real daemons over memory or a real transport, with real folders for chunks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from fs3.client.mgmtd import MgmtdClient
 from fs3.env import Env
 from fs3.kv.memory import MemoryEngine
 from fs3.rpc.client import RpcClient
-from fs3.transport.memory import MemoryTransport
+from tests import transports
 
-MGMTD = "mem://mgmtd:1"
 CHUNK_SIZE = 1 << 16
 
 
@@ -29,9 +28,11 @@ class Live:
     """storages: how many there are, each in a cancel scope of its own, to be stopped and started."""
 
     def __init__(self, folder: Path, storages: int, replicas: int) -> None:
-        self.env = Env(MemoryTransport())
+        self.env = Env(transports.transport())
+        self.mgmtd = transports.address("mgmtd")
         self._folder = folder
         self._storages = storages
+        self._addresses = {number: transports.address(f"storage-{number}") for number in range(1, storages + 1)}
         self._replicas = replicas
         self._nursery: trio.Nursery | None = None
         self._daemons: dict[int, _Daemon] = {}
@@ -41,12 +42,12 @@ class Live:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             clock = self.env.monotonic
-            mgmtd_config = mgmtd.daemon.MgmtdConfig(listen=MGMTD, lease_ms=10_000)
+            mgmtd_config = mgmtd.daemon.MgmtdConfig(listen=self.mgmtd, lease_ms=10_000)
             await nursery.start(_start, mgmtd.daemon.run, mgmtd_config, self.env, {"engine": MemoryEngine(clock)})
             for number in range(1, self._storages + 1):
                 await self.start_storage(number)
             await self._format()
-            meta_config = meta.daemon.MetaConfig(listen="mem://meta:1", mgmtd=(MGMTD,))
+            meta_config = meta.daemon.MetaConfig(listen=transports.address("meta"), mgmtd=(self.mgmtd,))
             await nursery.start(_start, meta.daemon.run, meta_config, self.env, {"engine": MemoryEngine(clock)})
             yield self
             nursery.cancel_scope.cancel()
@@ -56,9 +57,9 @@ class Live:
         folder.mkdir(exist_ok=True)
         config = storage.daemon.StorageConfig(
             node_id=100 + number,
-            mgmtd=(MGMTD,),
+            mgmtd=(self.mgmtd,),
             data=(str(folder),),
-            listen=f"mem://storage-{number}:1",
+            listen=self._addresses[number],
             targets_per_disk=2,
             reserve_bytes=0,
         )
@@ -71,13 +72,13 @@ class Live:
 
     async def _format(self) -> None:
         async with trio.open_nursery() as nursery:
-            client = MgmtdClient(self.env, RpcClient(self.env, nursery), [MGMTD])
+            client = MgmtdClient(self.env, RpcClient(self.env, nursery), [self.mgmtd])
             await client.call(FORMAT, FormatRequest(self._replicas, CHUNK_SIZE, 2))
             nursery.cancel_scope.cancel()
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[FileClient]:
-        async with connect(self.env, [MGMTD], "here") as client:
+        async with connect(self.env, [self.mgmtd], "here") as client:
             yield client
 
 

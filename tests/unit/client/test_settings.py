@@ -16,7 +16,7 @@ from fs3.settings import ClientSettings
 from fuse.cache import BLOCK_SIZE
 from fuse.fs import FileSystem
 from fuse.mount_state import FsOptions
-from tests.unit.client.live import MGMTD, Live
+from tests.unit.client.live import Live
 
 
 async def test_a_client_and_its_mount_take_what_is_set(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ async def test_a_client_and_its_mount_take_what_is_set(tmp_path: Path) -> None:
         taken.append(settings)
 
     async with Live(tmp_path, storages=1, replicas=1).running() as live, trio.open_nursery() as nursery:
-        mgmtd = MgmtdClient(live.env, RpcClient(live.env, nursery), [MGMTD])
+        mgmtd = MgmtdClient(live.env, RpcClient(live.env, nursery), [live.mgmtd])
         settings = (Setting("io_timeout", "5s"), Setting("meta_timeout", "7s"), Setting("read_ahead", "1MiB"))
         await mgmtd.call(SET_CONFIG, SetConfigRequest("client", settings))
         async with live.client() as client:

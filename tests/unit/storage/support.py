@@ -20,12 +20,12 @@ from fs3.routing import Chain, ChainTarget, LocalState, Node, PublicState, Routi
 from fs3.rpc.client import RpcClient
 from fs3.rpc.server import RpcServer
 from fs3.testing.mgmtd import StaticMgmtd
-from fs3.transport.memory import MemoryTransport
 from storage.chunk_engine import ChunkEngine
 from storage.disk_linux import LinuxDisk
 from storage.local import LocalTarget
 from storage.service import StorageService
 from storage.space import SpaceBudget
+from tests import transports
 
 CHAIN = 7
 MIB = 1024 * 1024
@@ -75,7 +75,7 @@ class Replica:
     def __init__(self, cluster: Cluster, number: int) -> None:
         self.cluster = cluster
         self.number = number
-        self.address = f"mem://storage:{number}"
+        self.address = transports.address(f"storage-{number}")
         self.service: StorageService | None = None
         self.target: LocalTarget | None = None
         self.pokes = 0
@@ -128,7 +128,7 @@ class Cluster:
     def __init__(self, path: Path, nursery: trio.Nursery, count: int) -> None:
         self.path = path
         self.nursery = nursery
-        self.transport = MemoryTransport()
+        self.transport = transports.transport()
         self.mgmtd = StaticMgmtd()
         self.env = Env(self.transport)
         self.rpc = RpcClient(self.env, nursery)

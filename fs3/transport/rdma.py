@@ -6,14 +6,16 @@ and asked only when it is readable; notification is armed again before the queue
 
 from __future__ import annotations
 
-import ctypes
 import errno
+import ipaddress
 import logging
 import mmap
 import os
+import resource
 import secrets
 import select
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -24,6 +26,7 @@ from .rdma_port import MESSAGE_SIZE, Completion, Device, Ends, QueuePair, Region
 
 logger = logging.getLogger("fs3.transport.rdma")
 
+_handlers = list(logging.root.handlers)
 try:
     from pyverbs.addr import GID as Gid
     from pyverbs.addr import AHAttr, GlobalRoute
@@ -31,7 +34,7 @@ try:
     from pyverbs.device import Context, get_device_list
     from pyverbs.mr import MR
     from pyverbs.pd import PD
-    from pyverbs.pyverbs_error import PyverbsRDMAError
+    from pyverbs.pyverbs_error import PyverbsError, PyverbsRDMAError
     from pyverbs.qp import QP, QPAttr, QPCap, QPInitAttr
     from pyverbs.wr import SGE, RecvWR, SendWR
 
@@ -42,18 +45,20 @@ try:
     MISSING = ""
 except ImportError as _error:  # pragma: no cover - depends on the machine
     MISSING = f"the package pyverbs cannot be imported ({_error}); Debian: apt-get install python3-pyverbs ibverbs-providers"
+logging.root.handlers[:] = _handlers  # pyverbs configures the process's log when it is imported
 
 INLINE_MAX = 128
 """Messages up to this size are handed to the device by value."""
 _POLLED_MAX = 64
-_PORT = 1
+_RUNG_MAX = 16
+"""Work requests that are given to the device in one call."""
 _RETRIES = 6  # 7 would mean for ever on some devices
 _TIMEOUT = 17  # 4.096 us * 2**17 = 0.54 s for each try
 _RNR_TIMER = 12
 _READS_MAX = 16
-_GIDS_MAX = 64
-_OF_IPV4 = ":0000:ffff:"
+_GIDS_MAX = 256
 _ACCESS_OF_REGION = ("IBV_ACCESS_LOCAL_WRITE", "IBV_ACCESS_REMOTE_WRITE", "IBV_ACCESS_REMOTE_READ")
+_SYSTEM_LISTS = "/sys/class/infiniband"
 
 
 def devices() -> list[str]:
@@ -64,115 +69,236 @@ def devices() -> list[str]:
         names = [device.name.decode() for device in get_device_list()]
     except PyverbsRDMAError:
         names = []
-    if not names:
-        raise ConfigError("no RDMA device found (ibv_devices shows them; is the card's driver, or rdma_rxe, loaded?)")
-    return names
+    if names:
+        return names
+    known = sorted(os.listdir(_SYSTEM_LISTS)) if os.path.isdir(_SYSTEM_LISTS) else []
+    if known:
+        raise ConfigError(
+            f"the kernel has RDMA devices ({', '.join(known)}) that libibverbs has no provider for, or /dev/infiniband is "
+            "missing in this container; Debian: apt-get install ibverbs-providers"
+        )
+    raise ConfigError("no RDMA device found (ibv_devices shows them; is the card's driver, or rdma_rxe, loaded?)")
 
 
 def open_devices(wanted: Sequence[str] = (), gid_index: int = -1) -> list[VerbsDevice]:
-    """The devices named, or all of this host with an active port. gid_index: -1 lets us choose. Raises ConfigError."""
+    """The devices named, as NAME or NAME:PORT, or all of this host with an active port. gid_index: -1 lets us choose. Raises
+    ConfigError where one that was named cannot be used, or there is none."""
+    names = devices()
     if wanted:
-        return [VerbsDevice(name, gid_index) for name in wanted]
-    opened, refused = [], []
-    for name in devices():
+        opened = []
+        for each in wanted:
+            name, _, port = each.partition(":")
+            if name not in names:
+                raise ConfigError(f"no RDMA device {name!r} on this host; there are: {', '.join(names)}")
+            if port and not port.isdecimal():
+                raise ConfigError(f"bad RDMA device {each!r}: expected NAME or NAME:PORT, such as {name}:1")
+            opened.append(VerbsDevice(name, int(port or 0), gid_index))
+        return opened
+    found, refused = [], []
+    for name in names:
         try:
-            opened.append(VerbsDevice(name, gid_index))
+            found.append(VerbsDevice(name, 0, gid_index))
         except ConfigError as error:
             refused.append(error.message)
-    if not opened:
+    if not found:
         raise ConfigError("; ".join(refused))
-    return opened
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Gid:
+    index: int
+    address: ipaddress.IPv6Address
+    version_2: bool
+
+    def __str__(self) -> str:
+        return f"{self.index}: {self.address} ({'RoCE v2' if self.version_2 else 'InfiniBand or RoCE v1'})"
 
 
 class VerbsDevice(Device):
-    """One port of a device."""
+    """One port of a device. port: 0 takes the first that is active."""
 
-    def __init__(self, name: str, gid_index: int = -1) -> None:
+    def __init__(self, name: str, port: int = 0, gid_index: int = -1) -> None:
         """Raises ConfigError where it cannot be used, saying why."""
         self.name = name
         if MISSING:
             raise ConfigError(MISSING)
         try:
             self._context = Context(name=name)
-            port = self._context.query_port(_PORT)
+            ports = self._context.query_device().phys_port_cnt
         except PyverbsRDMAError as error:
-            raise ConfigError(f"RDMA device {name} cannot be opened: {error}") from None
-        if port.state != verbs.IBV_PORT_ACTIVE:
-            raise ConfigError(f"port {_PORT} of RDMA device {name} is not active (see `ibstat` or `rdma link`)")
-        self.mtu: int = port.active_mtu
-        self.lid: int = port.lid
-        self.gid_index = self._choose_gid(gid_index)
-        self.gid: str = self._context.query_gid(_PORT, self.gid_index).gid
+            why = "; may this user read and write /dev/infiniband/uverbs*?" if error.error_code == errno.EACCES else ""
+            raise ConfigError(f"RDMA device {name} cannot be opened: {error}{why}") from None
+        if port > ports:
+            raise ConfigError(f"RDMA device {name} has no port {port}, only {ports}")
+        candidates = [port] if port else list(range(1, ports + 1))
+        self.port = next((each for each in candidates if self._active(each)), 0)
+        if not self.port:
+            shown = ", ".join(map(str, candidates))
+            raise ConfigError(
+                f"port {shown} of RDMA device {name} is not active: is its link up? (`rdma link`, `ibstat`, `ip link`)"
+            )
+        attributes = self._context.query_port(self.port)
+        self.mtu: int = attributes.active_mtu
+        self.lid: int = attributes.lid
+        self._gids = self._list_gids()
+        self._fixed = self._gid_at(gid_index) if gid_index >= 0 else None
         self._domain = PD(self._context)
+        self.registered = 0
 
-    def _choose_gid(self, wanted: int) -> int:
-        """RoCE v2 over IPv4 where there is one, else RoCE v2, else the first."""
-        if wanted >= 0:
-            return wanted
-        best, found = -1, 0
+    def _active(self, port: int) -> bool:
+        try:
+            return bool(self._context.query_port(port).state == verbs.IBV_PORT_ACTIVE)
+        except PyverbsRDMAError:
+            return False
+
+    def active(self) -> bool:
+        return self._active(self.port)
+
+    def _list_gids(self) -> list[_Gid]:
+        found = []
         for index in range(_GIDS_MAX):
             try:
-                text = str(self._context.query_gid(_PORT, index).gid)
-                kind = self._context.query_gid_type(_PORT, index)
-            except PyverbsRDMAError:
-                break
-            if not text.replace("0", "").replace(":", ""):
-                continue  # an empty place in the table
-            rank = 2 * (kind == verbs.IBV_GID_TYPE_SYSFS_ROCE_V2) + (_OF_IPV4 in text)
-            if rank > best:
-                best, found = rank, index
+                address = ipaddress.IPv6Address(str(self._context.query_gid(self.port, index).gid))
+                kind = self._context.query_gid_type(self.port, index)
+            except (PyverbsRDMAError, ValueError):
+                continue  # an empty place in the table, or its end
+            if int(address):
+                found.append(_Gid(index, address, kind == verbs.IBV_GID_TYPE_SYSFS_ROCE_V2))
         return found
 
+    def _gid_at(self, index: int) -> _Gid:
+        for gid in self._gids:
+            if gid.index == index:
+                return gid
+        there = "; ".join(map(str, self._gids)) or "none"
+        raise ConfigError(f"port {self.port} of RDMA device {self.name} has no GID {index}; there are {there}")
+
+    def gid_for(self, local: str) -> _Gid:
+        """The one set; else that of the address, RoCE v2 if it can be; else RoCE v2 over IPv4, RoCE v2, the first. The table
+        is read again where the address is not known: it may have come since. Raises ConfigError."""
+        if self._fixed is not None:
+            return self._fixed
+        wanted = _as_gid(local)
+        if all(gid.address != wanted for gid in self._gids):
+            self._gids = self._list_gids()
+        if not self._gids:
+            raise ConfigError(f"port {self.port} of RDMA device {self.name} has no GID: has its interface an address?")
+        return max(self._gids, key=lambda gid: (
+            gid.address == wanted, gid.version_2, gid.address.ipv4_mapped is not None, -gid.index,
+        ))  # fmt: skip
+
     def allocate(self, size: int) -> VerbsRegion:
-        return VerbsRegion(self._domain, mmap.mmap(-1, size))
+        return VerbsRegion(self, self._domain, mmap.mmap(-1, size))
 
     def register(self, memory: Any) -> VerbsRegion:
-        return VerbsRegion(self._domain, memory)
+        return VerbsRegion(self, self._domain, memory)
 
-    def queue_pair(self, ours: Limits, receives: int, fd: int) -> VerbsQueuePair:
+    def queue_pair(self, ours: Limits, receives: int, fd: int, local: str, lends: bool) -> VerbsQueuePair:
+        gid = self.gid_for(local)
         try:
-            return VerbsQueuePair(self, self._context, self._domain, ours, receives, fd)
+            return VerbsQueuePair(self, self._context, self._domain, ours, receives, fd, gid, lends)
         except PyverbsRDMAError as error:
-            raise ConfigError(f"RDMA device {self.name}: no queue pair: {error}") from None
+            raise ConfigError(f"RDMA device {self.name}: no queue pair: {error}{_memlock(error, 0)}") from None
+
+
+def _as_gid(local: str) -> ipaddress.IPv6Address:
+    """As RoCE has an address of an interface."""
+    try:
+        address = ipaddress.ip_address(local.partition("%")[0])
+    except ValueError:
+        return ipaddress.IPv6Address(0)
+    return address if address.version == 6 else ipaddress.IPv6Address((0xFFFF << 32) | int(address))
+
+
+def _memlock(error: Any, wanted: int) -> str:
+    """What to do where the limit on locked memory may be the reason. wanted: bytes, of this process in all; 0: unknown."""
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    if error.error_code not in (errno.ENOMEM, errno.EPERM, errno.EAGAIN) or limit == resource.RLIM_INFINITY:
+        return ""
+    needs = f", and {-(-wanted // 2**20)} MiB are wanted" if wanted else ""
+    return (
+        f" (this process may lock {limit // 1024} KiB of memory{needs}: raise it by `ulimit -l unlimited`, "
+        "LimitMEMLOCK=infinity in the unit, or --ulimit memlock=-1 of the container)"
+    )
 
 
 class VerbsRegion(Region):
-    def __init__(self, domain: Any, memory: Any) -> None:
+    def __init__(self, device: VerbsDevice, domain: Any, memory: Any) -> None:
         self.view = memoryview(memory).cast("B")
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.view))
+        self.address = device.address_of(self.view)
+        self._device = device
         access = 0
         for name in _ACCESS_OF_REGION:
             access |= getattr(verbs, name)
+        size = len(self.view)
         try:
-            self._registered = MR(domain, len(self.view), access, address=self.address)
+            self._registered = MR(domain, size, access, address=self.address)
         except PyverbsRDMAError as error:
             raise ConfigError(
-                f"{len(self.view) >> 20} MiB cannot be registered for RDMA: {error} (is the memlock limit large enough? "
-                "`ulimit -l`, LimitMEMLOCK= in the unit)"
+                f"{size / 2**20:.1f} MiB cannot be registered with RDMA device {device.name}: {error}"
+                f"{_memlock(error, device.registered + size)}"
             ) from None
+        device.registered += size
+        self._size = size
         self.key = self._registered.rkey
         self.local_key = self._registered.lkey
 
     def close(self) -> None:
         self._registered.close()
+        self._device.registered -= self._size
+        self._size = 0
+
+
+class _Chain:
+    """Work requests linked to each other for good, to be used again and again, from as far to the end as needed: pyverbs can
+    link, and not unlink, and gives the memory of none that it made back."""
+
+    def __init__(self, length: int) -> None:
+        self.segments = [SGE(0, 0, 0) for _ in range(length)]
+        self.requests: list[Any] = []
+        for segment in self.segments:
+            request = SendWR(num_sge=1, sg=[segment])
+            request.sg_list = segment  # and not a copy of it, so that setting the segment is enough
+            if self.requests:
+                self.requests[-1].next_wr = request
+            self.requests.append(request)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rung:
+    """A work request that waits for `ring`."""
+
+    number: int
+    opcode: int
+    flags: int
+    immediate: int
+    address: int
+    length: int
+    key: int
+    remote: Remote | None
 
 
 class VerbsQueuePair(QueuePair):
     """A reliable connected queue pair with its own completion queue and buffers."""
 
-    def __init__(self, device: VerbsDevice, context: Any, domain: Any, ours: Limits, receives: int, fd: int) -> None:
+    def __init__(
+        self, device: VerbsDevice, context: Any, domain: Any, ours: Limits, receives: int, fd: int, gid: _Gid, lends: bool
+    ) -> None:
         self._device = device
+        self._gid = gid
+        self._lends = lends
         self._sends = ours.sends
-        before = _event_fds()
-        self._channel = CompChannel(context)
-        self._fd = self._channel.fd if hasattr(self._channel, "fd") else (_event_fds() - before).pop()
-        os.set_blocking(self._fd, False)
+        self._channel = _channel(context)
         self._epoll = select.epoll(2)  # one descriptor to wait for both
-        self._epoll.register(self._fd, select.EPOLLIN)
+        self._epoll.register(self._channel.fileno, select.EPOLLIN)
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
-        self._queue = CQ(context, ours.depth + receives + 1, None, self._channel, 0)
+        self._queue = CQ(context, ours.depth + receives + 1, None, self._channel.channel, 0)
         self._queue.req_notify()
-        self._buffers = VerbsRegion(domain, mmap.mmap(-1, (ours.sends + receives) * MESSAGE_SIZE))
+        self._buffers = VerbsRegion(device, domain, mmap.mmap(-1, (ours.sends + receives) * MESSAGE_SIZE))
+        self._receives = [self._receive_into(index) for index in range(receives)]
+        self._chain = _Chain(_RUNG_MAX)
+        self._waiting: list[_Rung] = []
         capacities = QPCap(
             max_send_wr=ours.depth, max_recv_wr=receives, max_send_sge=1, max_recv_sge=1, max_inline_data=INLINE_MAX
         )
@@ -180,22 +306,26 @@ class VerbsQueuePair(QueuePair):
         self._pair = QP(domain, init)
         self._pair.to_init(self._attributes())  # receives can be posted from here on
         self._destroyed = False
-        self.ends = Ends(self._pair.qp_num, secrets.randbits(24), device.gid, device.mtu, device.lid)
+        self._gone = False
+        self.ends = Ends(self._pair.qp_num, secrets.randbits(24), gid.address.exploded, device.mtu, device.lid)
 
-    @staticmethod
-    def _attributes() -> Any:
+    def _receive_into(self, index: int) -> Any:
+        address = self._buffers.address + (self._sends + index) * MESSAGE_SIZE
+        return RecvWR(wr_id=index, num_sge=1, sg=[SGE(address, MESSAGE_SIZE, self._buffers.local_key)])
+
+    def _attributes(self) -> Any:
         attributes = QPAttr()
-        attributes.port_num = _PORT
+        attributes.port_num = self._device.port
         attributes.pkey_index = 0
-        attributes.qp_access_flags = (
-            verbs.IBV_ACCESS_REMOTE_WRITE | verbs.IBV_ACCESS_REMOTE_READ | verbs.IBV_ACCESS_LOCAL_WRITE
-        )
+        attributes.qp_access_flags = verbs.IBV_ACCESS_LOCAL_WRITE
+        if self._lends:
+            attributes.qp_access_flags |= verbs.IBV_ACCESS_REMOTE_WRITE | verbs.IBV_ACCESS_REMOTE_READ
         return attributes
 
     def connect(self, peer: Ends) -> None:
         attributes = self._attributes()
-        route = GlobalRoute(dgid=Gid(peer.gid), sgid_index=self._device.gid_index, hop_limit=64)
-        attributes.ah_attr = AHAttr(gr=route, is_global=1, port_num=_PORT, dlid=peer.lid)
+        route = GlobalRoute(dgid=Gid(peer.gid), sgid_index=self._gid.index, hop_limit=64)
+        attributes.ah_attr = AHAttr(gr=route, is_global=1, port_num=self._device.port, dlid=peer.lid)
         attributes.path_mtu = min(self._device.mtu, peer.mtu)
         attributes.dest_qp_num = peer.number
         attributes.rq_psn = peer.sequence
@@ -207,7 +337,7 @@ class VerbsQueuePair(QueuePair):
         attributes.rnr_retry = _RETRIES
         try:
             self._pair.to_rts(attributes)
-        except PyverbsRDMAError as error:
+        except PyverbsError as error:
             raise OSError(errno.EIO, f"queue pair cannot be connected: {error}") from None
 
     def received(self, index: int, length: int) -> memoryview:
@@ -218,37 +348,49 @@ class VerbsQueuePair(QueuePair):
         return self._buffers.view[index * MESSAGE_SIZE : (index + 1) * MESSAGE_SIZE]
 
     def post_receive(self, index: int) -> None:
-        address = self._buffers.address + (self._sends + index) * MESSAGE_SIZE
-        segment = SGE(address, MESSAGE_SIZE, self._buffers.local_key)
-        self._posted("post_recv", RecvWR(wr_id=index, num_sge=1, sg=[segment]))
+        self._posted("post_recv", self._receives[index])
 
     def post_message(self, post: Post, length: int) -> None:
         flags = verbs.IBV_SEND_SIGNALED if post.signaled else 0
         if length <= INLINE_MAX:
             flags |= verbs.IBV_SEND_INLINE
+        if post.fenced:
+            flags |= verbs.IBV_SEND_FENCE
         # An empty message has a byte all the same: pyverbs wants a segment, and no length means 2 GiB to some devices.
         address = self._buffers.address + max(post.buffer, 0) * MESSAGE_SIZE
-        request = SendWR(
-            wr_id=_SEND | post.number,
-            opcode=verbs.IBV_WR_SEND_WITH_IMM,
-            send_flags=flags,
-            num_sge=1,
-            sg=[SGE(address, max(length, 1), self._buffers.local_key)],
-            imm_data=post.immediate | (0 if length else _EMPTY),
-        )
-        self._posted("post_send", request)
+        immediate = post.immediate | (0 if length else _EMPTY)
+        self._post(_Rung(
+            post.number, verbs.IBV_WR_SEND_WITH_IMM, flags, immediate, address, max(length, 1), self._buffers.local_key, None
+        ))  # fmt: skip
 
     def post_transfer(self, post: Post, region: Region, offset: int, remote: Remote) -> None:
         assert isinstance(region, VerbsRegion) and offset + remote.length <= len(region.view)
-        request = SendWR(
-            wr_id=_SEND | post.number,
-            opcode=verbs.IBV_WR_RDMA_READ if post.work is Work.READ else verbs.IBV_WR_RDMA_WRITE,
-            send_flags=verbs.IBV_SEND_SIGNALED if post.signaled else 0,
-            num_sge=1,
-            sg=[SGE(region.address + offset, remote.length, region.local_key)],
-        )
-        request.set_wr_rdma(remote.key, remote.address)
-        self._posted("post_send", request)
+        opcode = verbs.IBV_WR_RDMA_READ if post.work is Work.READ else verbs.IBV_WR_RDMA_WRITE
+        flags = verbs.IBV_SEND_SIGNALED if post.signaled else 0
+        self._post(_Rung(post.number, opcode, flags, 0, region.address + offset, remote.length, region.local_key, remote))
+
+    def _post(self, rung: _Rung) -> None:
+        self._waiting.append(rung)
+        if len(self._waiting) == _RUNG_MAX:
+            self.ring()
+
+    def ring(self) -> None:
+        """All that waits, in one call, which copies it into the device's queue."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        first = _RUNG_MAX - len(waiting)
+        chain = self._chain
+        for at, rung in enumerate(waiting, first):
+            request, segment = chain.requests[at], chain.segments[at]
+            request.wr_id = _SEND | rung.number
+            request.opcode = rung.opcode
+            request.send_flags = rung.flags
+            request.imm_data = rung.immediate
+            segment.addr, segment.length, segment.lkey = rung.address, rung.length, rung.key
+            if rung.remote is not None:
+                request.set_wr_rdma(rung.remote.key, rung.remote.address)
+        self._posted("post_send", chain.requests[first])
 
     def _posted(self, verb: str, request: Any) -> None:
         if self._destroyed:
@@ -270,7 +412,7 @@ class VerbsQueuePair(QueuePair):
     def _arm(self) -> None:
         try:
             while True:
-                self._channel.get_cq_event(self._queue)
+                self._channel.channel.get_cq_event(self._queue)
                 self._queue.ack_events(1)
         except PyverbsRDMAError as error:
             if error.error_code != errno.EAGAIN:
@@ -280,8 +422,12 @@ class VerbsQueuePair(QueuePair):
     def poll(self) -> list[Completion]:
         if self._destroyed:
             raise OSError(errno.ENOTCONN, "the queue pair is destroyed")
-        count, found = self._queue.poll(_POLLED_MAX)
-        return [self._completion(entry) for entry in found] if count else []
+        completions: list[Completion] = []
+        count = _POLLED_MAX
+        while count == _POLLED_MAX:  # all of them: of those left there would be no notice
+            count, found = self._queue.poll(_POLLED_MAX)
+            completions += [self._completion(entry) for entry in found or ()]
+        return completions
 
     def _completion(self, entry: Any) -> Completion:
         receive = not entry.wr_id & _SEND
@@ -292,14 +438,20 @@ class VerbsQueuePair(QueuePair):
         length = 0 if immediate & _EMPTY else entry.byte_len
         return Completion(receive, entry.wr_id & ~_SEND, length, immediate & ~_EMPTY, error)
 
-    def destroy(self) -> None:
+    def destroy(self) -> bool:
         if self._destroyed:
-            return
+            return self._gone
         self._destroyed = True
         trio.lowlevel.notify_closing(self._epoll.fileno())
         self._epoll.close()
-        for each in (self._pair, self._buffers, self._queue, self._channel):
-            each.close()
+        try:
+            self._pair.close()  # returns when the device has let go of all memory
+            self._gone = True
+            for each in (self._buffers, self._queue, self._channel.channel):
+                each.close()
+        except PyverbsRDMAError as error:
+            logger.error("RDMA device %s: %s", self._device.name, error)
+        return self._gone
 
 
 _EMPTY = 1 << 31
@@ -308,8 +460,24 @@ _SEND = 1 << 62
 """In the id of a work request: it is no receive."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Channel:
+    """A completion channel. pyverbs tells of its descriptor only from rdma-core 57 on."""
+
+    channel: Any
+    fileno: int
+
+
+def _channel(context: Any) -> _Channel:
+    before = _event_fds()
+    channel = CompChannel(context)
+    fd = channel.fd if hasattr(channel, "fd") else (_event_fds() - before).pop()
+    os.set_blocking(fd, False)
+    return _Channel(channel, fd)
+
+
 def _event_fds() -> set[int]:
-    """Descriptors of completion channels; pyverbs tells of its own only from rdma-core 57 on."""
+    """Descriptors of completion channels."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
         try:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 import trio
 
@@ -32,6 +32,22 @@ logger = logging.getLogger("fs3.transport.rdma")
 
 LINGER_S = 0.2
 """How long a connection that is closed waits for the device to send what it has."""
+
+
+BACKLOG_FRAMES_MAX = 128
+BACKLOG_BYTES_MAX = 4 * 1024 * 1024
+"""Of frames that came and that nobody took yet. What comes then stays in its receive buffers, without whose credits the peer
+can send no more."""
+OUTGOING_MAX = 8192
+"""Frames and transfers that wait for a peer that takes none."""
+
+
+class Socket(Protocol):
+    """What is left of the socket over which a connection was agreed upon: it ends when the peer does."""
+
+    def recv(self, size: int, /) -> bytes: ...
+
+    def close(self) -> None: ...
 
 
 class Waiter:
@@ -80,7 +96,7 @@ class RdmaConnection(Connection):
 
     scatters = True
 
-    def __init__(self, sock: socket.socket, peer: str, pair: QueuePair, limits: tuple[Limits, Limits]) -> None:
+    def __init__(self, sock: Socket, peer: str, pair: QueuePair, limits: tuple[Limits, Limits]) -> None:
         """limits: ours, the peer's."""
         self.peer = peer
         self._socket = sock
@@ -89,6 +105,8 @@ class RdmaConnection(Connection):
         self._buffers = BufferPool()
         self._framer = Framer(self._allocate)
         self._frames: deque[Frame] = deque()
+        self._backlog = 0  # bytes of those
+        self._unread: deque[Completion] = deque()  # messages that stay in their receive buffers for now
         self._exposed: dict[int, memoryview | Sequence[memoryview]] = {}
         self._outgoing: deque[_Bytes | Transfer] = deque()  # in order: a reply's message comes after its WRITEs
         self._reads: deque[Transfer] = deque()
@@ -99,6 +117,9 @@ class RdmaConnection(Connection):
         self._receiver = Waiter()
         self._idle: Waiter | None = None
         self._closed = ""
+        self._worked = False  # something came in
+        self.on_error: Callable[[bool], None] = lambda worked: None
+        """Told when the device fails this connection; and whether it ever worked."""
 
     # Driving
 
@@ -147,15 +168,22 @@ class RdmaConnection(Connection):
 
     def _work(self) -> None:
         """Take in what the device has done, and give it what there is to do."""
+        self._guarded(self._work_on)
+
+    def _work_on(self) -> None:
+        completions = self._pair.poll()
+        if not completions:
+            self._look_at_socket()
+        for completion in completions:
+            self._completed(completion)
+            if self._closed:
+                return
+        self._pump()
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        """Do something that ends the connection if it fails."""
         try:
-            completions = self._pair.poll()
-            if not completions:
-                self._look_at_socket()
-            for completion in completions:
-                self._completed(completion)
-                if self._closed:
-                    return
-            self._pump()
+            act()
         except ProtocolError as error:
             logger.warning("closed the connection with %s: %s", self.peer, error.message)
             self._close(error.message)
@@ -173,12 +201,17 @@ class RdmaConnection(Connection):
 
     def _completed(self, completion: Completion) -> None:
         if completion.error:
+            self.on_error(self._worked)
             self._close(f"RDMA failed: {completion.error}")
         elif completion.receive:
-            if completion.length:
-                self._take_in(self._pair.received(completion.number, completion.length))
-            self._pair.post_receive(completion.number)
-            self._flow.arrived(completion.immediate, completion.length == 0)
+            self._worked = True
+            self._flow.arrived(completion.immediate)  # at once: what we owe the peer may wait for it
+            if not completion.length:
+                self._pair.post_receive(completion.number)
+            elif self._full():
+                self._unread.append(completion)
+            else:
+                self._read(completion)
         else:
             for token in self._flow.completed(completion.number):
                 transfer = self._transfers.pop(token)
@@ -188,15 +221,39 @@ class RdmaConnection(Connection):
             if self._idle is not None and self._flow.idle:
                 self._wake(self._idle)
 
+    def _full(self) -> bool:
+        return len(self._frames) >= BACKLOG_FRAMES_MAX or self._backlog >= BACKLOG_BYTES_MAX
+
+    def _read(self, completion: Completion) -> None:
+        """Take in a message, and return its receive buffer."""
+        self._take_in(self._pair.received(completion.number, completion.length))
+        self._pair.post_receive(completion.number)
+        self._flow.taken()
+
     def _take_in(self, data: memoryview) -> None:
         while len(data):
             buffer = self._framer.buffer()
             count = min(len(buffer), len(data))
             buffer[:count] = data[:count]
             data = data[count:]
-            self._frames.extend(self._received(self._framer.received(count)))
+            for frame in self._received(self._framer.received(count)):
+                self._frames.append(frame)
+                self._backlog += _size_of(frame)
         if self._frames and not self._receiver.done:
             self._wake(self._receiver)
+
+    def _next(self) -> Frame:
+        """The first of the frames that came. Those which still lie in receive buffers may take its place."""
+        frame = self._frames.popleft()
+        self._backlog -= _size_of(frame)
+        if self._unread and not self._full():
+            self._guarded(self._read_on)
+        return frame
+
+    def _read_on(self) -> None:
+        while self._unread and not self._full():
+            self._read(self._unread.popleft())
+        self._pump()
 
     def _received(self, frames: list[Frame]) -> list[Frame]:
         """What `receive` is to return of these. Raises ProtocolError."""
@@ -227,7 +284,9 @@ class RdmaConnection(Connection):
         head = encode_head(frame.kind, frame.method, frame.flags, frame.request_id, frame.timeout_ms, frame.body, length)
         item = _Bytes([memoryview(head), *[part for part in parts if len(part)]])
         self._outgoing.append(item)
-        self._pump_or_close()
+        self._guarded(self._pump)
+        if len(self._outgoing) > OUTGOING_MAX:
+            self._close("the peer takes nothing")
         return item
 
     async def _sent(self, item: _Bytes) -> None:
@@ -241,14 +300,8 @@ class RdmaConnection(Connection):
                 self._outgoing.remove(item)
             raise
 
-    def _pump_or_close(self) -> None:
-        try:
-            self._pump()
-        except OSError as error:
-            self._close(error.strerror or str(error))
-
     def _pump(self) -> None:
-        """Post what can be posted. Raises OSError."""
+        """Post what can be posted, and ring once for all of it. Raises OSError."""
         while self._reads and self._post_transfer(self._reads[0], True):
             self._reads.popleft()
         while self._outgoing:
@@ -262,6 +315,7 @@ class RdmaConnection(Connection):
         post = self._flow.returning()
         if post is not None:
             self._pair.post_message(post, 0)
+        self._pair.ring()
 
     def _post_transfer(self, transfer: Transfer, read: bool) -> bool:
         post = self._flow.read(self._token + 1) if read else self._flow.write(self._token + 1)
@@ -307,10 +361,10 @@ class RdmaConnection(Connection):
                 raise self._lost()
             waiter = self._receiver = Waiter()
             await self._until(waiter)
-        return self._frames.popleft()
+        return self._next()
 
     def ready(self) -> Frame | None:
-        return self._frames.popleft() if self._frames else None
+        return self._next() if self._frames else None
 
     def any_ready(self) -> bool:
         return bool(self._frames)
@@ -342,13 +396,13 @@ class RdmaConnection(Connection):
     async def _linger(self) -> None:
         """What was sent before may arrive: a queue pair that is destroyed takes along what the device has not sent yet."""
         with trio.CancelScope(shield=True, deadline=trio.current_time() + LINGER_S):
-            self._outgoing.clear()
-            self._reads.clear()
+            self._drop_unposted()
             try:
                 post = self._flow.last()
                 if post is None:
                     return
                 self._pair.post_message(post, 0)
+                self._pair.ring()
                 while not self._closed and not self._flow.idle:
                     waiter = self._idle = Waiter()
                     await self._until(waiter)
@@ -360,25 +414,36 @@ class RdmaConnection(Connection):
         if self._closed:
             return
         self._closed = reason or "closed"
-        self._pair.destroy()
-        for token in self._flow.destroyed():
-            self._transfers.pop(token).over()
+        gone = self._pair.destroy()
+        self._drop_unposted()
+        self._frames.clear()
+        self._unread.clear()
+        if gone:
+            for token in self._flow.destroyed():
+                self._transfers.pop(token).over()
+            self._forget()
+        else:
+            logger.error("%s: a queue pair would not be destroyed: its memory is not used again", self.peer)
+        self._socket.close()
+        for waiter in list(self._waiters):
+            self._rouse(waiter)
+
+    def _drop_unposted(self) -> None:
         for item in (*self._outgoing, *self._reads):
             if isinstance(item, Transfer):
                 item.over()
         self._outgoing.clear()
         self._reads.clear()
-        self._frames.clear()
-        self._forget()
-        self._socket.close()
-        for waiter in list(self._waiters):
-            self._rouse(waiter)
 
     def _forget(self) -> None:
         """Let go of the memory that was lent: the device does not know of it any more."""
 
     def _lost(self) -> FS3Error:
         return FS3Error(Code.CONNECTION_LOST, f"connection with {self.peer}: {self._closed}")
+
+
+def _size_of(frame: Frame) -> int:
+    return len(frame.body) + (len(frame.payload) if frame.payload is not None else 0)
 
 
 def _bytes_of(part: FileSlice) -> bytes:

@@ -54,13 +54,14 @@ class Work(Enum):
 @dataclass(frozen=True, slots=True)
 class Post:
     """A work request to be posted, in this order. number: its id. buffer: index of the send buffer, of a message. immediate:
-    credits returned. signaled: whether it asks for a completion."""
+    credits returned. signaled: whether it asks for a completion. fenced: only once all READs before it are done."""
 
     number: int
     work: Work
     buffer: int
     immediate: int
     signaled: bool
+    fenced: bool = False
 
 
 @dataclass(slots=True)
@@ -85,6 +86,7 @@ class Flow:
         self._quiet = 0  # posted since the last one that asked for a completion
         self._written = False  # a WRITE is among those
         self._owed = 0  # credits to return
+        self._fence = False
 
     @property
     def credits(self) -> int:
@@ -123,6 +125,11 @@ class Flow:
             return None
         return self._post(Work.RETURN, -1, 0)
 
+    def fence(self) -> None:
+        """READs that are under way are of no use any more: the next message, which says that their memory is free, waits
+        for them."""
+        self._fence = self._reads > 0
+
     def last(self) -> Post | None:
         """An empty message that asks for a completion, to learn of all before it."""
         if not self._room():
@@ -137,16 +144,17 @@ class Flow:
         number = self._next
         self._next += 1
         self._posted.append(_Posted(number, work, buffer, token))
-        immediate = 0
+        immediate, fenced = 0, False
         if work in (Work.MESSAGE, Work.RETURN):
             immediate, self._owed = self._owed, 0
+            fenced, self._fence = self._fence, False
         self._quiet += 1
         self._written = self._written or work is Work.WRITE
         signaled = work is Work.READ or self._must_hear(work)
         if signaled:
             self._quiet = 0
             self._written = False
-        return Post(number, work, buffer, immediate, signaled)
+        return Post(number, work, buffer, immediate, signaled, fenced)
 
     def _must_hear(self, work: Work) -> bool:
         """Whether to ask for a completion: else buffers, room, or a WRITE's source would stay taken for long."""
@@ -156,13 +164,16 @@ class Flow:
 
     # What happens
 
-    def arrived(self, immediate: int, empty: bool) -> None:
-        """A message came in, and its receive is posted again. Raises ProtocolError if it returns what the peer never had."""
+    def arrived(self, immediate: int) -> None:
+        """A message came in, with credits. Raises ProtocolError if it returns what the peer never had."""
         if immediate > self._credits_max - self._credits:
             raise ProtocolError(f"the peer returned {immediate} credits, of {self._credits_max} with {self._credits} here")
         self._credits += immediate
-        if not empty:
-            self._owed += 1
+
+    def taken(self) -> None:
+        """A message that was not empty is done with, and its receive is posted again."""
+        assert self._owed < self._ours.receives, "more credits to return than the peer had"
+        self._owed += 1
 
     def completed(self, number: int) -> list[int]:
         """The work request `number` is done, and so are all before it: the tokens of one-sided transfers among them."""

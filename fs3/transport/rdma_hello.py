@@ -8,6 +8,7 @@ for frames, as any TCP connection does. No frame begins with these bytes.
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 from dataclasses import astuple, dataclass
 
@@ -21,6 +22,9 @@ MAGIC = b"f3rdma\x00\x01"
 _LENGTH = struct.Struct("<H")
 HEAD_SIZE = len(MAGIC) + _LENGTH.size
 HELLO_SIZE_MAX = 1024
+_16_BITS = (1 << 16) - 1
+_24_BITS = (1 << 24) - 1
+_MTU_MAX = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,20 @@ def decode(data: bytes) -> Hello:
         if message_size != MESSAGE_SIZE:
             raise ProtocolError(f"the peer's RDMA messages have {message_size} bytes, ours {MESSAGE_SIZE}")
         number, sequence, gid, mtu, lid = ends
-        told = Ends(int(number), int(sequence), str(gid), int(mtu), int(lid))
-        return Hello(told, Limits(*[int(value) for value in limits]))
+        told = Ends(
+            _number(number, 0, _24_BITS),
+            _number(sequence, 0, _24_BITS),
+            ipaddress.IPv6Address(gid).exploded,
+            _number(mtu, 1, _MTU_MAX),
+            _number(lid, 0, _16_BITS),
+        )
+        return Hello(told, Limits(*[_number(value, 0, _16_BITS) for value in limits]))
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise ProtocolError(f"a hello that cannot be read: {error}") from None
+
+
+def _number(value: object, least: int, most: int) -> int:
+    """The device would not take others, and there they would be no peer's mistake."""
+    if not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{value!r} is not between {least} and {most}")
+    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from bisect import bisect_right, insort
 from collections.abc import Callable
@@ -50,6 +49,27 @@ class Slot:
             self._free()
 
 
+class UserRegion:
+    """Memory that a user registered. It stays registered while a peer may still read or write it for a request that is under
+    way, also after the user had it forgotten."""
+
+    __slots__ = ("forgotten", "region", "users")
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self.users = 0
+        self.forgotten = False
+
+    def keep(self) -> None:
+        self.users += 1
+
+    def release(self) -> None:
+        assert self.users > 0
+        self.users -= 1
+        if self.users == 0 and self.forgotten:
+            self.region.close()
+
+
 class RegisteredMemory:
     """Of one device, for all its connections. size_max: of the pool, in bytes, which is registered by regions."""
 
@@ -59,7 +79,7 @@ class RegisteredMemory:
         self._regions_max = max(1, size_max // region_size)
         self._pool: list[tuple[Region, Slots]] = []
         self._users: list[tuple[int, int]] = []  # address, length of what users registered, sorted
-        self._by_address: dict[int, Region] = {}
+        self._by_address: dict[int, UserRegion] = {}
 
     @property
     def taken(self) -> int:
@@ -88,9 +108,12 @@ class RegisteredMemory:
         assert offset is not None
         return self._slot(region, slots, offset, length)
 
-    @staticmethod
-    def _slot(region: Region, slots: Slots, offset: int, length: int) -> Slot:
-        return Slot(region, offset, length, lambda: slots.give_back(offset, length))
+    def _slot(self, region: Region, slots: Slots, offset: int, length: int) -> Slot:
+        return self.made(Slot(region, offset, length, lambda: slots.give_back(offset, length)))
+
+    def made(self, slot: Slot) -> Slot:
+        """Hook for those who watch slots."""
+        return slot
 
     def must_take(self, length: int) -> Slot:
         """As `take`; where the pool has none left, memory of its own. For those who must not wait: two servers whose
@@ -102,7 +125,7 @@ class RegisteredMemory:
             region = self.device.allocate(length)
         except ConfigError as error:
             raise FS3Error(Code.OVERLOADED, f"no memory for {length} bytes by RDMA: {error.message}") from None
-        return Slot(region, 0, length, region.close)
+        return self.made(Slot(region, 0, length, region.close))
 
     # Memory of users
 
@@ -110,20 +133,23 @@ class RegisteredMemory:
         """Let transfers go straight to and from a writable buffer. Raises ConfigError."""
         region = self.device.register(memory)
         insort(self._users, (region.address, len(region.view)))
-        self._by_address[region.address] = region
+        self._by_address[region.address] = UserRegion(region)
         return region
 
     def forget(self, region: Region) -> None:
-        """The caller sees to it that nothing is under way there."""
+        """No further request uses it. Those under way do until they are settled; that they write nothing there any more once
+        their calls have ended is the calls' affair (`withdraw`)."""
         self._users.remove((region.address, len(region.view)))
-        del self._by_address[region.address]
-        region.close()
+        user = self._by_address.pop(region.address)
+        user.forgotten = True
+        if user.users == 0:
+            region.close()
 
-    def find(self, view: memoryview) -> tuple[Region, int] | None:
+    def find(self, view: memoryview) -> tuple[UserRegion, int] | None:
         """The user's region that holds all of a buffer, and the offset in it."""
         if not self._users or view.readonly or not len(view):
             return None
-        address = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        address = self.device.address_of(view)
         at = bisect_right(self._users, (address, 1 << 63)) - 1
         if at < 0:
             return None

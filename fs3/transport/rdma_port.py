@@ -5,6 +5,7 @@ fs3.transport.rdma has the adapter over verbs; tests have one whose device is a 
 
 from __future__ import annotations
 
+import ctypes
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,10 @@ class Region(ABC):
 
 
 class QueuePair(ABC):
-    """A reliable connection. Buffers are numbered; those of sends and receives are the port's own."""
+    """A reliable connection. Buffers are numbered; those of sends and receives are the port's own.
+
+    Messages and transfers that are posted may wait for `ring`, which gives all of them to the device at once.
+    """
 
     ends: Ends
 
@@ -90,6 +94,10 @@ class QueuePair(ABC):
         """READ into, or WRITE out of, `remote.length` bytes of a region."""
 
     @abstractmethod
+    def ring(self) -> None:
+        """Let the device begin with what was posted."""
+
+    @abstractmethod
     def poll(self) -> list[Completion]:
         """What was completed since; may be empty. Raises OSError once destroyed."""
 
@@ -99,9 +107,9 @@ class QueuePair(ABC):
         OSError once destroyed."""
 
     @abstractmethod
-    def destroy(self) -> None:
-        """When this returned the device touches no memory on behalf of this connection any more, neither for what we posted
-        nor for what the peer does. May run twice."""
+    def destroy(self) -> bool:
+        """When this returned True the device touches no memory on behalf of this connection any more, neither for what we
+        posted nor for what the peer does. False: it would not be stopped, and may go on for ever. May run twice."""
 
 
 class Device(ABC):
@@ -118,6 +126,15 @@ class Device(ABC):
         """A writable buffer that exists already. Raises ConfigError."""
 
     @abstractmethod
-    def queue_pair(self, ours: Limits, receives: int, fd: int) -> QueuePair:
-        """receives: of buffers, those for the peer's empty messages included. fd: of the socket over which it was agreed
-        upon. Raises ConfigError."""
+    def active(self) -> bool:
+        """Whether its port is up now."""
+
+    @abstractmethod
+    def queue_pair(self, ours: Limits, receives: int, fd: int, local: str, lends: bool) -> QueuePair:
+        """receives: of buffers, those for the peer's empty messages included. fd, local: of the socket over which it was
+        agreed upon, and its address here: where the device has that address too, it is used. lends: the peer may read and
+        write our registered memory; else the device refuses that, whatever key the peer names. Raises ConfigError."""
+
+    def address_of(self, view: memoryview) -> int:
+        """Of a writable buffer, as regions and peers have it."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(view))

@@ -8,31 +8,34 @@ Memory that was lent comes back with the reply, which the device delivers after 
 word that nobody will reply (`FLAG_SETTLED`); or when the queue pair is destroyed. Not when the caller gives up: then a
 slot of the pool stays lent, and a user's buffer is waited for, at most `WITHDRAW_S`, after which the connection is ended
 to get it back.
+
+The server's own memory is nobody else's affair: its queue pairs do not let clients read or write any.
 """
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
 from ..errors import FS3Error, ProtocolError
 from ..wire.frame import FLAG_SHARED, PAYLOAD_SIZE_MAX, Frame, Kind
 from .base import FileSlice, Part
-from .rdma_connection import RdmaConnection, Transfer, Waiter
+from .rdma_connection import RdmaConnection, Socket, Transfer, Waiter
 from .rdma_flow import Limits
-from .rdma_memory import RegisteredMemory, Slot
+from .rdma_memory import RegisteredMemory, Slot, UserRegion
 from .rdma_port import QueuePair, Remote
 
 BULK_MIN = 4 * 1024
 """Bulk data of this size goes one-sided: less is faster in the message."""
 PLACES_MAX = 64
 """In which one request's bulk data, or the room for its reply's, may lie."""
-LENT_BYTES_MAX = 32 * 1024 * 1024
-"""For the bulk data of one connection's requests: what comes then waits its turn in messages."""
+LENT_BYTES_MAX = 128 * 1024 * 1024
+LENT_REQUESTS_MAX = 1024
+"""Of the pool for one connection, and requests that have memory lent: what comes then waits its turn in messages, so that a
+peer which gives nothing back does not hold what others need."""
 WITHDRAW_S = 2.0
 FLAG_SETTLED = 0x4000
 """No reply: the server will not touch this request's memory any more."""
@@ -65,11 +68,11 @@ def decode_places(data: memoryview) -> tuple[list[Remote], list[Remote]]:
 
 @dataclass(slots=True)
 class _Lent:
-    """What the server may touch for one request. length: of its bulk data. direct: the room is the caller's own."""
+    """What the server may touch for one request. users: memory of the caller's. direct: the room is such."""
 
     data: Slot | None = None
-    length: int = 0
     room: Slot | None = None
+    users: list[UserRegion] = field(default_factory=list)
     direct: bool = False
     waiter: Waiter | None = None
 
@@ -78,7 +81,7 @@ class RdmaClient(RdmaConnection):
     """The side that lends memory and sends requests."""
 
     def __init__(
-        self, sock: socket.socket, peer: str, pair: QueuePair, limits: tuple[Limits, Limits], memory: RegisteredMemory
+        self, sock: Socket, peer: str, pair: QueuePair, limits: tuple[Limits, Limits], memory: RegisteredMemory
     ) -> None:
         super().__init__(sock, peer, pair, limits)
         self.memory = memory
@@ -92,7 +95,7 @@ class RdmaClient(RdmaConnection):
 
     def start_send(self, frame: Frame, payload: Sequence[Part] = (), more: bool = False) -> Awaitable[None] | None:
         number = frame.request_id
-        if frame.kind is not Kind.REQUEST or number in self._lent:
+        if self._closed or frame.kind is not Kind.REQUEST or number in self._lent or len(self._lent) >= LENT_REQUESTS_MAX:
             return self._send_inline(frame, payload)
         lent = _Lent()
         bulk = self._lend_bulk(lent, payload)
@@ -110,21 +113,15 @@ class RdmaClient(RdmaConnection):
     def _lend_bulk(self, lent: _Lent, payload: Sequence[Part]) -> list[Remote]:
         """Where a request's bulk data is to be read; empty where it has to go inline."""
         length = sum([len(part) for part in payload])
-        if length < BULK_MIN or self._lent_bytes + length > LENT_BYTES_MAX:
-            return []
-        if any(isinstance(part, FileSlice) for part in payload):
+        if not BULK_MIN <= length <= PAYLOAD_SIZE_MAX or any(isinstance(part, FileSlice) for part in payload):
             return []
         views = [memoryview(part) for part in payload if len(part)]  # type: ignore[arg-type]
-        own = self._registered(views)
-        slot = self.memory.take(length) if own is None else None
-        if own is None and slot is None:
-            return []
-        lent.length = length
-        self._lent_bytes += length
+        own = self._registered(lent, views)
         if own is not None:
             return own
-        assert slot is not None
-        lent.data = slot
+        slot = lent.data = self._take_slot(length)
+        if slot is None:
+            return []
         at = 0
         target = slot.view
         for view in views:
@@ -139,27 +136,37 @@ class RdmaClient(RdmaConnection):
         length = sum([len(view) for view in views])
         if not BULK_MIN <= length <= PAYLOAD_SIZE_MAX:
             return []
-        own = self._registered(views)
+        own = self._registered(lent, views)
         if own is not None:
             lent.direct = True
             return own
-        slot = self.memory.take(length)
-        if slot is None:
-            return []
-        lent.room = slot
-        return [slot.remote]
+        slot = lent.room = self._take_slot(length)
+        return [] if slot is None else [slot.remote]
 
-    def _registered(self, views: Sequence[memoryview]) -> list[Remote] | None:
+    def _take_slot(self, length: int) -> Slot | None:
+        if self._lent_bytes + length > LENT_BYTES_MAX:
+            return None
+        slot = self.memory.take(length)
+        if slot is not None:
+            self._lent_bytes += length
+        return slot
+
+    def _registered(self, lent: _Lent, views: Sequence[memoryview]) -> list[Remote] | None:
         """Where these lie, if all of them do in memory that the user registered."""
         if len(views) > PLACES_MAX:
             return None
         places = []
+        users = []
         for view in views:
             found = self.memory.find(view)
             if found is None:
                 return None
-            region, offset = found
-            places.append(Remote(region.address + offset, len(view), region.key))
+            user, offset = found
+            users.append(user)
+            places.append(Remote(user.region.address + offset, len(view), user.region.key))
+        for user in users:
+            user.keep()
+        lent.users += users
         return places
 
     async def _send_lent(self, rest: Awaitable[None], number: int) -> None:
@@ -173,14 +180,14 @@ class RdmaClient(RdmaConnection):
             raise
 
     def _let_go(self, lent: _Lent) -> None:
-        self._lent_bytes -= lent.length
-        lent.length = 0
-        if lent.data is not None:
-            lent.data.release()
-            lent.data = None
-        if lent.room is not None:
-            lent.room.release()
-            lent.room = None
+        for slot in (lent.data, lent.room):
+            if slot is not None:
+                self._lent_bytes -= slot.length
+                slot.release()
+        lent.data = lent.room = None
+        for user in lent.users:
+            user.release()
+        lent.users.clear()
         if lent.waiter is not None:
             self._wake(lent.waiter)
 
@@ -275,7 +282,7 @@ class RdmaServer(RdmaConnection):
     """The side that serves requests."""
 
     def __init__(
-        self, sock: socket.socket, peer: str, pair: QueuePair, limits: tuple[Limits, Limits], memory: RegisteredMemory
+        self, sock: Socket, peer: str, pair: QueuePair, limits: tuple[Limits, Limits], memory: RegisteredMemory
     ) -> None:
         super().__init__(sock, peer, pair, limits)
         self.memory = memory
@@ -308,14 +315,25 @@ class RdmaServer(RdmaConnection):
             raise self._lost()
         slot = borrowed.data = self.memory.must_take(length)
         transfers = self._reads_of(slot, borrowed.bulk)
-        for transfer in transfers:
-            self._reads.append(transfer)
-        self._pump_or_close()
-        for transfer in transfers:
-            assert transfer.waiter is not None
-            await self._until(transfer.waiter)
+        self._reads.extend(transfers)
+        self._guarded(self._pump)
+        try:
+            for transfer in transfers:
+                assert transfer.waiter is not None
+                await self._until(transfer.waiter)
+        except trio.Cancelled:
+            self._abandon(transfers)
+            raise
         frame.payload = slot.view
         return frame.payload
+
+    def _abandon(self, transfers: Sequence[Transfer]) -> None:
+        """Nobody wants these any more. The client hears that its memory is free only after those under way are done."""
+        for transfer in transfers:
+            if transfer in self._reads:
+                self._reads.remove(transfer)
+                transfer.over()
+        self._flow.fence()
 
     @staticmethod
     def _reads_of(slot: Slot, places: Sequence[Remote]) -> list[Transfer]:
@@ -347,11 +365,22 @@ class RdmaServer(RdmaConnection):
             return self._send_inline(frame, payload)
         borrowed.answered = True
         if borrowed.view is None or len(payload) != 1 or payload[0] is not borrowed.view:
-            return self._send_inline(frame, payload)
+            return self._answer(borrowed, self._send_inline(frame, payload))
         self._write(borrowed)
         length = len(borrowed.view)
         answer = Frame(frame.kind, frame.method, frame.flags | FLAG_SHARED, frame.request_id, 0, frame.body)
-        return self._send_inline(answer, (_REPLY.pack(length),))
+        return self._answer(borrowed, self._send_inline(answer, (_REPLY.pack(length),)))
+
+    def _answer(self, borrowed: _Borrowed, rest: Awaitable[None] | None) -> Awaitable[None] | None:
+        return None if rest is None else self._answer_rest(borrowed, rest)
+
+    @staticmethod
+    async def _answer_rest(borrowed: _Borrowed, rest: Awaitable[None]) -> None:
+        try:
+            await rest
+        except BaseException:
+            borrowed.answered = False  # `settle` says so instead
+            raise
 
     def _write(self, borrowed: _Borrowed) -> None:
         """Put what stands in our room into the client's."""

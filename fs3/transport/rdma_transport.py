@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import select
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import trio
 
@@ -25,7 +25,7 @@ from .rdma_hello import Hello
 from .rdma_memory import RegisteredMemory
 from .rdma_port import Device, QueuePair
 from .rdma_roles import RdmaClient, RdmaServer
-from .tcp import TcpConnection, TcpTransport, split_address
+from .tcp import TcpConnection, TcpTransport, split_address, tune
 
 logger = logging.getLogger("fs3.transport.rdma")
 
@@ -33,17 +33,21 @@ LIMITS = Limits(receives=64, sends=64, depth=256, reads=16, return_after=16)
 POOL_SIZE_MAX = 256 * 1024 * 1024
 """Of registered memory for each device."""
 GREETING_S_MAX = 5.0
+AVOID_S = 30.0
+"""A device that failed is used after the others for so long."""
+UNREACHED_S = 60.0
 RETRY_S = 0.1
 _WAITING_MAX = 1024
 """Connections that have not said yet what they are."""
 
 
-@dataclass(frozen=True, slots=True)
 class Nic:
     """A device with the memory that is registered with it."""
 
-    device: Device
-    memory: RegisteredMemory
+    def __init__(self, device: Device, size_max: int) -> None:
+        self.device = device
+        self.memory = RegisteredMemory(device, size_max, min(size_max, PAYLOAD_SIZE_MAX))
+        self.failed_at = -math.inf
 
 
 class RdmaTransport(Transport):
@@ -58,28 +62,34 @@ class RdmaTransport(Transport):
         self._turn = 0
         self._why = ""  # there are none
         self._told: set[str] = set()
+        self._unreached: dict[str, tuple[int, float]] = {}  # address: how often nothing came through, and when last
         self._buffers = BufferPool()
 
-    def nic(self) -> Nic | None:
-        """The next device's turn; None where this host has none."""
+    def nics(self) -> list[Nic]:
+        """All of this host; none where something is missing, which is said once."""
         if self._nics is None:
             try:
-                size = self._pool_size_max
-                self._nics = [
-                    Nic(device, RegisteredMemory(device, size, min(size, PAYLOAD_SIZE_MAX)))
-                    for device in self._open_devices()
-                ]
+                self._nics = [Nic(device, self._pool_size_max) for device in self._open_devices()]
             except ConfigError as error:
                 self._nics = []
                 self._why = error.message
                 logger.info("no RDMA on this host, using TCP for addresses rdma://: %s", error.message)
-        if not self._nics:
-            return None
-        self._turn += 1
-        return self._nics[self._turn % len(self._nics)]
+        return self._nics
 
-    def _memory(self, device: Device) -> RegisteredMemory:
-        return RegisteredMemory(device, self._pool_size_max, min(self._pool_size_max, PAYLOAD_SIZE_MAX))
+    def nic(self) -> Nic | None:
+        """The next one's turn, of those whose port is active, and which did not fail of late if there are others. None where
+        this host has none."""
+        active = [nic for nic in self.nics() if nic.device.active()]
+        if not active:
+            if self._nics:
+                self._why = f"no port is active of {', '.join([nic.device.name for nic in self._nics])}"
+            return None
+        now = trio.current_time()
+        healthy = [nic for nic in active if nic.failed_at + AVOID_S < now]
+        if not healthy:
+            return min(active, key=lambda nic: nic.failed_at)
+        self._turn += 1
+        return healthy[self._turn % len(healthy)]
 
     @property
     def why_not(self) -> str:
@@ -87,7 +97,7 @@ class RdmaTransport(Transport):
         return self._why
 
     async def connect(self, address: str) -> Connection:
-        nic = self.nic()
+        nic = self.nic() if self._reaches(address) else None
         sock = await self._tcp.connect_socket(_as_tcp(address))
         try:
             if nic is not None:
@@ -99,12 +109,32 @@ class RdmaTransport(Transport):
             raise
         return TcpConnection(sock, address, self._buffers)
 
+    def _reaches(self, address: str) -> bool:
+        """Whether RDMA is worth trying: not for a while after nothing came through by any device."""
+        times, last = self._unreached.get(address, (0, 0.0))
+        return times < len(self.nics()) or last + UNREACHED_S < trio.current_time()
+
+    def failed(self, nic: Nic, address: str, worked: bool) -> None:
+        """A connection met an error of the device."""
+        nic.failed_at = trio.current_time()
+        if worked:
+            self._unreached.pop(address, None)
+            return
+        times = self._unreached.get(address, (0, 0.0))[0] + 1
+        self._unreached[address] = times, trio.current_time()
+        if times == len(self.nics()):
+            logger.warning(
+                "%s: nothing comes through by RDMA, though both sides have it; using TCP, and trying again in %d s (can the "
+                "devices' networks reach each other, and does UDP port 4791 pass?)", address, UNREACHED_S,
+            )  # fmt: skip
+
     async def _introduce(self, sock: socket.socket, address: str, nic: Nic) -> Connection | None:
         """Agree with the server; None where it wants TCP."""
         try:
-            pair = nic.device.queue_pair(LIMITS, LIMITS.receives + RETURNS_MAX, sock.fileno())
+            pair = self._pair(nic, sock, lends=True)
         except ConfigError as error:
-            raise FS3Error(Code.CONNECT_FAILED, f"{address}: {error.message}") from None
+            self._say_once(address, error.message)
+            return None
         try:
             hello = await self._ask(sock, Hello(pair.ends, LIMITS))
             if hello.ends is None or hello.limits is None:
@@ -119,7 +149,39 @@ class RdmaTransport(Transport):
         except BaseException:
             pair.destroy()
             raise
-        return RdmaClient(sock, address, pair, (LIMITS, hello.limits), nic.memory)
+        client = RdmaClient(sock, address, pair, (LIMITS, hello.limits), nic.memory)
+        client.on_error = lambda worked: self.failed(nic, address, worked)
+        return client
+
+    @staticmethod
+    def _pair(nic: Nic, sock: socket.socket, lends: bool) -> QueuePair:
+        """Raises ConfigError."""
+        tune(sock)
+        local = str(sock.getsockname()[0])
+        return nic.device.queue_pair(LIMITS, LIMITS.receives + RETURNS_MAX, sock.fileno(), local, lends)
+
+    def serve(self, sock: socket.socket, peer: str, hello: Hello) -> Connection | str:
+        """The server's side: a connection that uses RDMA, or why not. Raises OSError, ProtocolError."""
+        nic = self.nic()
+        if nic is None:
+            return self.why_not
+        if hello.ends is None or hello.limits is None:
+            return "no ends"
+        try:
+            pair = self._pair(nic, sock, lends=False)
+        except ConfigError as error:
+            logger.warning("%s: %s; using TCP", peer, error.message)
+            return error.message
+        try:
+            _post_receives(pair, hello.limits)
+            pair.connect(hello.ends)
+            sock.send(rdma_hello.encode(Hello(pair.ends, LIMITS)))
+        except BaseException:
+            pair.destroy()
+            raise
+        server = RdmaServer(sock, peer, pair, (LIMITS, hello.limits), nic.memory)
+        server.on_error = lambda worked: self.failed(nic, peer, True)
+        return server
 
     async def _ask(self, sock: socket.socket, ours: Hello) -> Hello:
         """Raises OSError, ProtocolError."""
@@ -143,7 +205,7 @@ class RdmaTransport(Transport):
             logger.info("%s: no RDMA there, using TCP: %s", address, reason)
 
     async def listen(self, address: str) -> Listener:
-        self.nic()  # says what is missing when it starts, not when the first client comes
+        self.nics()  # says what is missing when it starts, not when the first client comes
         return RdmaListener(await self._tcp.listen_socket(_as_tcp(address)), self, self._buffers)
 
 
@@ -176,12 +238,12 @@ class RdmaListener(Listener):
         while True:
             if self._closed:
                 raise FS3Error(Code.CONNECTION_LOST, f"listener {self.address} is closed")
-            for fd, _ in self._epoll.poll(0):
+            for fd, events in self._epoll.poll(0):
                 if fd == self._socket.fileno():
                     if not self._take():
                         await trio.sleep(RETRY_S)
                     continue
-                connection = self._look(fd)
+                connection = self._look(fd, bool(events & select.EPOLLRDHUP))
                 if connection is not None:
                     return connection
             self._drop_silent()
@@ -207,7 +269,7 @@ class RdmaListener(Listener):
             sock.close()
             return True
         self._waiting[sock.fileno()] = sock, f"tcp://{name[0]}:{name[1]}", trio.current_time() + GREETING_S_MAX
-        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        self._epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
         return True
 
     def _drop_silent(self) -> None:
@@ -224,8 +286,9 @@ class RdmaListener(Listener):
         self._epoll.unregister(fd)
         return sock, peer
 
-    def _look(self, fd: int) -> Connection | None:
-        """What became of a connection that said something; None where it is not complete, or was no use."""
+    def _look(self, fd: int, ended: bool) -> Connection | None:
+        """What became of a connection that said something; None where it is not complete, or was no use. ended: it will say
+        nothing more."""
         sock, peer, _ = self._waiting[fd]
         try:
             data = sock.recv(rdma_hello.HEAD_SIZE + rdma_hello.HELLO_SIZE_MAX, socket.MSG_PEEK)
@@ -235,10 +298,16 @@ class RdmaListener(Listener):
                 size = rdma_hello.size_of(data)
             except ProtocolError:
                 self._leave(fd)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
                 return TcpConnection(sock, peer, self._buffers)
             if size is None or len(data) < size:
+                if ended:
+                    raise OSError("closed by the peer in the middle of its hello")
+                # What came stays where it is: be woken when there is more than that.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(data) + 1)
                 return None
             self._leave(fd)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
             sock.recv(size)
             return self._agree(sock, peer, rdma_hello.decode(data[:size]))
         except (OSError, ProtocolError) as error:
@@ -250,24 +319,11 @@ class RdmaListener(Listener):
 
     def _agree(self, sock: socket.socket, peer: str, hello: Hello) -> Connection:
         """Raises OSError, ProtocolError."""
-        nic = self._transport.nic()
-        if nic is None or hello.ends is None or hello.limits is None:
-            sock.send(rdma_hello.encode(Hello(None, None, self._transport.why_not)))
-            return TcpConnection(sock, peer, self._buffers)
-        try:
-            pair = nic.device.queue_pair(LIMITS, LIMITS.receives + RETURNS_MAX, sock.fileno())
-        except ConfigError as error:
-            logger.warning("%s: %s; using TCP", peer, error.message)
-            sock.send(rdma_hello.encode(Hello(None, None, error.message)))
-            return TcpConnection(sock, peer, self._buffers)
-        try:
-            _post_receives(pair, hello.limits)
-            pair.connect(hello.ends)
-            sock.send(rdma_hello.encode(Hello(pair.ends, LIMITS)))
-        except BaseException:
-            pair.destroy()
-            raise
-        return RdmaServer(sock, peer.replace("tcp://", "rdma://"), pair, (LIMITS, hello.limits), nic.memory)
+        made = self._transport.serve(sock, peer.replace("tcp://", "rdma://"), hello)
+        if isinstance(made, Connection):
+            return made
+        sock.send(rdma_hello.encode(Hello(None, None, made)))
+        return TcpConnection(sock, peer, self._buffers)
 
     async def aclose(self) -> None:
         if self._closed:

@@ -71,7 +71,7 @@ class TcpConnection(Connection):
         self._turns: deque[trio.lowlevel.Task] = deque()  # wait to send, in order; not empty only while _sending
         self._closed = ""  # why, once it is
         if sock.family != socket.AF_UNIX:
-            _tune(sock)
+            tune(sock)
 
     # Sending
 
@@ -492,7 +492,7 @@ def _size_buffers(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BUFFER_SIZE)
 
 
-def _tune(sock: socket.socket) -> None:
+def tune(sock: socket.socket) -> None:
     """Small frames leave at once; a peer that vanished is noticed, idle or not."""
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -93,8 +93,10 @@ class End:
             return False
         immediate, empty = self.inbox.popleft()
         self.receives += 1
-        self.flow.arrived(immediate, empty)
-        self.received += not empty
+        self.flow.arrived(immediate)
+        if not empty:
+            self.flow.taken()
+            self.received += 1
         return True
 
 
@@ -181,9 +183,9 @@ def test_credits_that_the_peer_never_had_are_refused() -> None:
     ours = Limits(4, 2, 9, 1, 2)
     flow = Flow(ours, ours)
     assert flow.message() is not None
-    flow.arrived(1, False)
+    flow.arrived(1)
     with pytest.raises(ProtocolError, match="returned 1 credits"):
-        flow.arrived(1, False)
+        flow.arrived(1)
 
 
 def test_destruction_gives_back_what_was_under_way() -> None:

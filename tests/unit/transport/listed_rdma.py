@@ -41,6 +41,8 @@ class ListedDevice(Device):
         self.pairs: dict[int, ListedPair] = {}
         self.transfers = {Work.READ: 0, Work.WRITE: 0, Work.MESSAGE: 0, Work.RETURN: 0}
         self.transferred = 0
+        self.up = True
+        self.rings = 0
         self.stalled = False
         """While set nothing is done: the link is down, and nobody has noticed."""
 
@@ -50,22 +52,27 @@ class ListedDevice(Device):
     def register(self, memory: Any) -> ListedRegion:
         return ListedRegion(self, memory)
 
-    def queue_pair(self, ours: Limits, receives: int, fd: int) -> ListedPair:
-        return ListedPair(self, ours, receives, fd)
+    def active(self) -> bool:
+        return self.up
+
+    def queue_pair(self, ours: Limits, receives: int, fd: int, local: str, lends: bool) -> ListedPair:
+        return ListedPair(self, ours, receives, fd, lends)
 
 
 class ListedPair(QueuePair):
-    def __init__(self, device: ListedDevice, ours: Limits, receives: int, fd: int) -> None:
+    def __init__(self, device: ListedDevice, ours: Limits, receives: int, fd: int, lends: bool) -> None:
+        self.lends = lends
         self._device = device
         self._depth = ours.depth
         number = len(device.pairs) + 1
         device.pairs[number] = self
-        self.ends = Ends(number, 7, "listed", 5, 0)
+        self.ends = Ends(number, 7, "::1", 5, 0)
         self._fd = fd
         self._sends = [bytearray(MESSAGE_SIZE) for _ in range(ours.sends)]
         self._receives = [bytearray(MESSAGE_SIZE) for _ in range(receives)]
         self._posted: deque[int] = deque()
         self._queue: deque[tuple[Post, int, tuple[Region, int, Remote] | None]] = deque()
+        self._not_rung: list[tuple[Post, int, tuple[Region, int, Remote] | None]] = []
         self._outstanding = 0  # work requests of which the owner cannot know that they are done
         self._told = 0
         self._completions: list[Completion] = []
@@ -101,8 +108,14 @@ class ListedPair(QueuePair):
             raise OSError("the queue pair is destroyed")
         self._outstanding += 1
         assert self._outstanding <= self._depth, "the send queue overflows"
-        self._queue.append((post, length, transfer))
-        self._tell()
+        self._not_rung.append((post, length, transfer))
+
+    def ring(self) -> None:
+        if self._not_rung:
+            self._device.rings += 1
+            self._queue.extend(self._not_rung)
+            self._not_rung.clear()
+            self._tell()
 
     def _tell(self) -> None:
         self._changed.set()
@@ -130,7 +143,7 @@ class ListedPair(QueuePair):
             self._device.transferred += remote.length
             found = self._device.regions.get(remote.key)
             at = remote.address - found.address if found is not None else -1
-            if found is None or at < 0 or at + remote.length > len(found.view):
+            if not peer.lends or found is None or at < 0 or at + remote.length > len(found.view):
                 self.fail("remote access error")
                 return
             there, here = found.view[at : at + remote.length], region.view[offset : offset + remote.length]
@@ -159,6 +172,7 @@ class ListedPair(QueuePair):
         if self._destroyed:
             raise OSError("the queue pair is destroyed")
         found, self._completions = self._completions, []
+        assert not self._not_rung, "posted, and forgotten"
         for completion in found:
             if not completion.receive and not completion.error:
                 self._outstanding -= completion.number - self._told
@@ -184,8 +198,9 @@ class ListedPair(QueuePair):
             await changed.wait()
             nursery.cancel_scope.cancel()
 
-    def destroy(self) -> None:
+    def destroy(self) -> bool:
         if not self._destroyed:
             self._destroyed = True
             self._queue.clear()
             self._tell()
+        return True

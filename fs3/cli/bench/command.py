@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -28,6 +29,7 @@ from ..mounts import FILE_SYSTEM_TYPE, mounts
 from ..options import console, folder, size
 from ..stats import milliseconds
 from .crew import Crew, Outcome
+from .kvtrace import LAYOUTS, LOCAL, WAYS, Wish, replay_trace
 from .plan import MIB, NAMES, Options, Step, room, steps
 from .worker import PAGE, Job
 
@@ -55,10 +57,18 @@ Row = dict[str, Any]
     "--cold", type=click.Choice(COLD), default="auto", show_default=True,
     help="Before cold reads: drop all caches of this machine (as root), have the kernel drop the files' pages, or nothing.",
 )  # fmt: skip
+@click.option("--trace", type=folder, metavar="FILE", help="Replay this trace of a KV cache's requests; see below.")
+@click.option("--way", "ways", type=click.Choice(WAYS), multiple=True, help="Of a replay, several times; default: all.")
+@click.option("--layout", type=click.Choice(LAYOUTS), default="slots", show_default=True, help="Of a replay's blocks.")
+@click.option("--local", type=folder, default=LOCAL, show_default=True, metavar="DIR", help="For the way `local`.")
+@click.option("--capacity", type=size, metavar="SIZE", help="Of a replayed cache; blocks that were not used longest go.")
+@click.option("--requests", type=click.IntRange(1), metavar="N", help="Replay the first ones only.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
 def bench(
-    words: Sequence[str], threads: int, size: int, block_size: int, files: int, small_size: int, kv_size: int,
-    seconds: float, verify: bool, cold: str, as_json: bool,
+    context: click.Context, words: Sequence[str], threads: int, size: int, block_size: int, files: int, small_size: int,
+    kv_size: int, seconds: float, verify: bool, cold: str, trace: Path | None, ways: tuple[str, ...], layout: str,
+    local: Path, capacity: int | None, requests: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure the file system that PATH is on: fs3, or any other, to compare.
 
@@ -80,8 +90,32 @@ def bench(
     PATH defaults to the fs3 mount of this machine, if there is one, else to the current folder. It all happens in a new
     folder below PATH, which is removed at the end, after Ctrl-C too. Rates are of all workers together, latencies of
     single calls: of one block or 4 KiB, or of a whole small file. Writes end with an fsync, which counts in the rate.
+
+    \b
+      fs3 bench mnt kvcache --trace conversation_trace.jsonl --capacity 4GiB --requests 500
+
+    replays requests to a KV cache: a block that is held is read, another one is written (`--kv-size`, default here: 2MiB,
+    or less so that all fit), then all requests read once more what is held. It does so through the mount, through its
+    rings, and in a plain local folder, which the page cache serves; the mount's pages are dropped from the kernel's cache,
+    as if another machine had written them, unless `--cold off`. `--threads` are threads of one process here, 1 by
+    default, and `--time` is for each pass, without end by default. Layouts: `slots` in a few large files, or `files`, one
+    for each block.
     """
     path, names = _chosen(words)
+    given = [name for name in ("threads", "kv_size", "seconds") if _is_given(context, name)]
+    if trace is not None:
+        if names != ["kvcache"]:
+            raise ConfigError("--trace: give `kvcache` as the only benchmark")
+        wish = Wish(
+            trace, ways, layout, local, kv_size if "kv_size" in given else None, capacity, requests,
+            seconds if "seconds" in given else None, threads if "threads" in given else 1, cold != "off",
+        )  # fmt: skip
+        with _interruptible():
+            replay_trace(path, _type_of(path), wish, _folder, as_json)
+        return
+    for option in ("ways", "layout", "local", "capacity", "requests"):
+        if _is_given(context, option):
+            raise ConfigError(f"--{option.removesuffix('s') if option == 'ways' else option}: only with --trace")
     options = Options(threads, size, block_size, files, small_size, kv_size, seconds, verify)
     _check(options)
     how = _how(cold)
@@ -101,6 +135,10 @@ def bench(
             click.echo(json.dumps(found, indent=1))
         elif rows:
             _show(found)
+
+
+def _is_given(context: click.Context, parameter: str) -> bool:
+    return context.get_parameter_source(parameter) is not ParameterSource.DEFAULT
 
 
 def _chosen(words: Sequence[str]) -> tuple[Path, list[str]]:

@@ -83,6 +83,11 @@ class ProgramRing:
         """Operations that were prepared and not handed out yet."""
         return self._prepared - max(self._reaped, self._abandoned)
 
+    @property
+    def lingering(self) -> int:
+        """Operations that were abandoned and have not ended yet."""
+        return max(0, self._abandoned - self._reaped)
+
     def prepare(self, iov: int, iov_offset: int, length: int, file: int, file_offset: int, userdata: Any) -> int:
         """Its sequence number. Raises BlockingIOError where the ring is full, struct.error for numbers out of range."""
         sequence = self._prepared

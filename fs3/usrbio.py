@@ -264,6 +264,25 @@ class Ior:
             self._gather()
             return self._ring.abandon()
 
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until all that was abandoned has ended; False where timeout_s passes before. Raises OSError like `wait`."""
+        deadline = time.monotonic() + timeout_s
+        if not self._turn.acquire(timeout=max(0.0, timeout_s)):
+            return False
+        try:
+            while True:
+                with self._lock:
+                    self._gather()
+                    if not self._ring.lingering:
+                        return True
+                    self._open()
+                left_ms = (deadline - time.monotonic()) * 1000
+                if left_ms <= 0:
+                    return False
+                self._poll.poll(left_ms)
+        finally:
+            self._turn.release()
+
     @property
     def outstanding(self) -> int:
         """Operations that were prepared, and that no `wait` has returned."""

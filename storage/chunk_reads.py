@@ -59,6 +59,29 @@ class ChunkReads(Engine):
         checksums = blocks.unpack(version.checksums[4 * first : 4 * last + 4])
         return ReadData(data, checksums, version.length, version.number)
 
+    def read_quickly(self, inode: int, index: int, offset: int, into: memoryview) -> bytes | None:
+        record = self._table.known(inode, index)
+        if record is None or record.pending is not None:
+            return None
+        version = record.committed
+        slot = version.slot if version is not None else None
+        if version is None or slot is None or slot.damaged or slot.patches:
+            return None
+        length = len(into)
+        end = offset + length
+        if end > version.length or not length:
+            return None
+        block, start = divmod(offset, BLOCK_SIZE)
+        if not start and (not end % BLOCK_SIZE or end == version.length):
+            if self._files.read_now(slot, offset, into):
+                return version.checksums[4 * block : 4 * -(-end // BLOCK_SIZE)]
+        elif length == PAGE_SIZE and not offset % PAGE_SIZE:
+            expected = int.from_bytes(version.checksums[4 * block : 4 * block + 4], "little")
+            found = self._pages.page(place_of(slot.shift, slot.number, block), expected, start // PAGE_SIZE)
+            if found is not None and self._files.read_now(slot, offset, into):
+                return found
+        return None
+
     def _read_cut(
         self, chunk: ChunkId, version: StoredVersion, slot: Slot, offset: int, data: memoryview
     ) -> tuple[int, ...]:

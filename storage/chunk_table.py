@@ -108,6 +108,10 @@ class ChunkTable:
         self.keep(chunk, record)
         return record
 
+    def known(self, inode: int, index: int) -> Record | None:
+        """As find, of those that are decoded already."""
+        return self._records.get((inode, index))
+
     def keep(self, chunk: ChunkId, record: Record) -> None:
         """Remember a decoded record, and forget some that nobody uses."""
         records = self._records

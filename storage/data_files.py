@@ -150,12 +150,14 @@ class DataFiles:
 
     def read_now(self, slot: Slot, offset: int, into: memoryview) -> bool:
         """If that needs no waiting; False where it would."""
-        file = self.file(slot).file
+        shift, number = slot.shift, slot.number
+        entry = self._files.get((shift, number >> GROUP_SHIFT - shift))
+        file = entry.file if entry is not None else None
         if file is None:
             entry = self.file(slot)
             file = self._use(entry)
             entry.users -= 1
-        return file.read_now(_start(slot) + offset, into)
+        return file.read_now(((number & (1 << GROUP_SHIFT - shift) - 1) << shift) + offset, into)
 
     async def read(self, slot: Slot, offset: int, into: memoryview, *, medium: bool = False) -> None:
         """medium: past the page cache. The slot is pinned meanwhile."""

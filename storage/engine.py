@@ -70,6 +70,11 @@ class Engine(ABC):
     def read_now(self, chunk: ChunkId, offset: int, into: memoryview) -> ReadData | None:
         """As read_into, but None where it would have to wait for the disk; `into` holds anything then."""
 
+    def read_quickly(self, inode: int, index: int, offset: int, into: memoryview) -> bytes | None:
+        """As read_now, where all of `into` can be had and no update of the chunk is pending; else None, and so for all that
+        is not the usual. Returns the checksums of the pieces, little-endian u32 each."""
+        return None
+
     @abstractmethod
     async def read_whole(self, chunk: ChunkId, *, pending: bool) -> memoryview:
         """All of the pending or the committed version, verified. The caller holds the chunk's lock."""

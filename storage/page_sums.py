@@ -42,6 +42,16 @@ class PageSums:
             self._keep(place, entry)
         return _FORMAT.unpack(entry[1]) if entry[0] == checksum else None
 
+    def page(self, place: int, checksum: int, page: int) -> bytes | None:
+        """As `find`, the checksum of one page, little-endian."""
+        entry = self._young.get(place)
+        if entry is None:
+            entry = self._old.get(place)
+            if entry is None:
+                return None
+            self._keep(place, entry)
+        return entry[1][4 * page : 4 * page + 4] if entry[0] == checksum else None
+
     def learn(self, place: int, checksum: int, block: memoryview) -> Sums:
         """Take in a block, whose bytes were just verified by its checksum."""
         sums = [crc32c(block[at : at + PAGE_SIZE]) for at in range(0, len(block), PAGE_SIZE)]

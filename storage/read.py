@@ -6,15 +6,20 @@ request lie in as few buffers as can be, which are used again once the reply has
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
+from fs3.api.packed import PackedReadReply, PackedReadRequest, RangeFailure, pack_numbers, unpack_ranges
 from fs3.api.storage import READ_RANGES_MAX, ReadRange, ReadReply, ReadRequest, ReadResult
 from fs3.errors import Code, FS3Error
+from fs3.ids import ChunkId
 from fs3.rpc.server import Call
 from fs3.transport.base import Part
 from fs3.transport.buffers import POOLED_SIZE_MAX
 from fs3.wire.frame import PAYLOAD_SIZE_MAX
 
+from . import blocks
 from .engine import ReadData
 from .local import DAMAGE, LocalTarget, StorageNode
 from .replica import readable
@@ -38,42 +43,44 @@ async def read(node: StorageNode, request: ReadRequest, call: Call) -> ReadReply
     return ReadReply(tuple(reader.results))
 
 
-class _Reader:
+async def read_packed(node: StorageNode, request: PackedReadRequest, call: Call) -> PackedReadReply:
+    """As read. Raises ProtocolError besides."""
+    reader = _PackedReader(node, request, call)
+    reader.read_now()
+    if reader.waiting:
+        await reader.wait()
+    parts = reader.parts()
+    if parts:
+        call.reply_payload(parts)
+    return reader.reply()
+
+
+class _Reading:
     """The ranges of one request on their way."""
 
-    __slots__ = (
-        "_buffer",
-        "_data",
-        "_filled",
-        "_full",
-        "_left",
-        "_node",
-        "_ranges",
-        "_theirs",
-        "_used",
-        "results",
-        "waiting",
-    )
-
-    def __init__(self, node: StorageNode, ranges: tuple[ReadRange, ...], call: Call) -> None:
-        size = 0
-        for item in ranges:
-            if item.offset < 0 or item.length < 0:
-                raise FS3Error(Code.INVALID, f"{item.length} bytes at {item.offset}")
-            size += item.length
-        if len(ranges) > READ_RANGES_MAX or size > PAYLOAD_SIZE_MAX:
-            raise FS3Error(Code.INVALID, f"{len(ranges)} ranges, or too many bytes, in one request")
+    def __init__(self, node: StorageNode, count: int, size: int, call: Call) -> None:
+        if count > READ_RANGES_MAX or size > PAYLOAD_SIZE_MAX:
+            raise FS3Error(Code.INVALID, f"{count} ranges, or too many bytes, in one request")
         self._node = node
-        self._ranges = ranges
         self._left = size  # bytes that have no room yet
         self._filled: list[memoryview] = []
         self._theirs = call.room(size)  # room for all of it in the caller's own memory
         self._buffer = _EMPTY if self._theirs is None else self._theirs
         self._used = 0
-        self._data = [_EMPTY] * len(ranges)
+        self._data = [_EMPTY] * count
         self._full = True  # all ranges have all their bytes
-        self.results = [_ABSENT] * len(ranges)
         self.waiting: list[tuple[int, LocalTarget, memoryview]] = []
+
+    def _item(self, position: int) -> ReadRange:
+        raise NotImplementedError
+
+    def _take(self, position: int, found: ReadData) -> None:
+        """A range was read. Its bytes are in its room."""
+        raise NotImplementedError
+
+    def _refuse(self, position: int, error: FS3Error) -> None:
+        """A range could not be read."""
+        raise NotImplementedError
 
     def _room(self, length: int) -> memoryview:
         """Room for one range, behind the one before where the buffer suffices."""
@@ -85,43 +92,27 @@ class _Reader:
         self._used = start + length
         return self._buffer[start : self._used]
 
-    def read_now(self) -> None:
-        """Read what needs no waiting."""
-        node = self._node
-        known: dict[int, tuple[int, int, LocalTarget]] = {}  # by target, those of this request
-        size = 0
-        for position, item in enumerate(self._ranges):
-            into = self._room(item.length)
-            chunk, chain, version = item.chunk, item.chain, item.chain_version
+    def _read_one(self, position: int, item: ReadRange, target: LocalTarget, into: memoryview) -> None:
+        """Read a range, unless it has to wait for the disk, which it is marked for then."""
+        engine = target.engine
+        try:
+            state = engine.get(item.chunk)
+            if state is None:
+                self._full = self._full and not item.length
+                return
+            if not readable(state):
+                raise FS3Error(Code.CHUNK_PENDING, "an update of this chunk is being committed")
             try:
-                entry = known.get(item.target)
-                if entry is not None and entry[0] == chain and entry[1] == version:
-                    target = entry[2]
-                else:
-                    target = node.target(node.map.for_read(chain, version, item.target))
-                    known[item.target] = chain, version, target
-                engine = target.engine
-                state = engine.get(chunk)
-                if state is None:
-                    self._full = self._full and not item.length
-                    continue
-                if not readable(state):
-                    raise FS3Error(Code.CHUNK_PENDING, "an update of this chunk is being committed")
-                try:
-                    found = engine.read_now(chunk, item.offset, into)
-                except FS3Error as error:
-                    raise self._failed(target, item, error) from None
+                found = engine.read_now(item.chunk, item.offset, into)
             except FS3Error as error:
-                self._refuse(position, error)
-                continue
-            if found is None:
-                self.waiting.append((position, target, into))
-            else:
-                self._take(position, found)
-                size += len(found.data)
-        metrics = node.env.metrics
-        metrics.count("storage.reads", len(self._ranges))
-        metrics.count("storage.read_bytes", size)
+                raise self._failed(target, item, error) from None
+        except FS3Error as error:
+            self._refuse(position, error)
+            return
+        if found is None:
+            self.waiting.append((position, target, into))
+        else:
+            self._take(position, found)
 
     async def wait(self) -> None:
         """Read the others, several at once."""
@@ -135,7 +126,7 @@ class _Reader:
     async def _work(self) -> None:
         while self.waiting:
             position, target, into = self.waiting.pop()
-            item = self._ranges[position]
+            item = self._item(position)
             try:
                 found = await target.engine.read_into(item.chunk, item.offset, into)
             except FS3Error as error:
@@ -143,17 +134,6 @@ class _Reader:
                 continue
             self._take(position, found)
             self._node.env.metrics.count("storage.read_bytes", len(found.data))
-
-    def _take(self, position: int, found: ReadData) -> None:
-        data = found.data
-        self._data[position] = data
-        if len(data) != self._ranges[position].length:
-            self._full = False
-        self.results[position] = ReadResult(0, len(data), found.chunk_length, found.version, found.checksums)
-
-    def _refuse(self, position: int, error: FS3Error) -> None:
-        self._full = False
-        self.results[position] = ReadResult(int(error.code), 0, 0, 0, (), error.message)
 
     def _failed(self, target: LocalTarget, item: ReadRange, error: FS3Error) -> FS3Error:
         """Take note of what the engine raised; what to tell the client."""
@@ -169,3 +149,122 @@ class _Reader:
             self._node.env.metrics.count("storage.shared_reads")
             return [self._theirs]
         return [part for part in ([*self._filled, self._buffer[: self._used]] if self._full else self._data) if len(part)]
+
+
+class _Reader(_Reading):
+    """Ranges that came one by one."""
+
+    def __init__(self, node: StorageNode, ranges: tuple[ReadRange, ...], call: Call) -> None:
+        size = 0
+        for item in ranges:
+            if item.offset < 0 or item.length < 0:
+                raise FS3Error(Code.INVALID, f"{item.length} bytes at {item.offset}")
+            size += item.length
+        super().__init__(node, len(ranges), size, call)
+        self._ranges = ranges
+        self.results = [_ABSENT] * len(ranges)
+
+    def read_now(self) -> None:
+        """Read what needs no waiting."""
+        node = self._node
+        known: dict[int, tuple[int, int, LocalTarget]] = {}  # by target, those of this request
+        for position, item in enumerate(self._ranges):
+            into = self._room(item.length)
+            chain, version = item.chain, item.chain_version
+            entry = known.get(item.target)
+            if entry is not None and entry[0] == chain and entry[1] == version:
+                target = entry[2]
+            else:
+                try:
+                    target = node.target(node.map.for_read(chain, version, item.target))
+                except FS3Error as error:
+                    self._refuse(position, error)
+                    continue
+                known[item.target] = chain, version, target
+            self._read_one(position, item, target, into)
+        metrics = node.env.metrics
+        metrics.count("storage.reads", len(self._ranges))
+        metrics.count("storage.read_bytes", sum([len(data) for data in self._data]))
+
+    def _item(self, position: int) -> ReadRange:
+        return self._ranges[position]
+
+    def _take(self, position: int, found: ReadData) -> None:
+        data = found.data
+        self._data[position] = data
+        if len(data) != self._ranges[position].length:
+            self._full = False
+        self.results[position] = ReadResult(0, len(data), found.chunk_length, found.version, found.checksums)
+
+    def _refuse(self, position: int, error: FS3Error) -> None:
+        self._full = False
+        self.results[position] = ReadResult(int(error.code), 0, 0, 0, (), error.message)
+
+
+class _PackedReader(_Reading):
+    """Ranges in columns. Most are read by one call of the engine each, all others one by one, as above."""
+
+    def __init__(self, node: StorageNode, request: PackedReadRequest, call: Call) -> None:
+        self._columns = unpack_ranges(request.ranges)
+        places, lengths = self._columns[0], self._columns[4]
+        super().__init__(node, len(lengths), sum(lengths), call)
+        if places and max(places) >= len(request.places):
+            raise FS3Error(Code.INVALID, f"a range in place {max(places)} of {len(request.places)}")
+        self._places = request.places
+        self._checksums = [b""] * len(lengths)
+        self._failures: list[RangeFailure] = []
+
+    def read_now(self) -> None:
+        """Read what needs no waiting."""
+        places, inodes, indexes, offsets, lengths = self._columns
+        targets = [self._target(position) for position in range(len(self._places))]
+        quick: list[Callable[[int, int, int, memoryview], bytes | None]] = [
+            _nothing if isinstance(target, FS3Error) else target.engine.read_quickly for target in targets
+        ]
+        data, checksums, room = self._data, self._checksums, self._room
+        for position, place in enumerate(places):
+            into = room(lengths[position])
+            found = quick[place](inodes[position], indexes[position], offsets[position], into)
+            if found is not None:
+                data[position] = into
+                checksums[position] = found
+                continue
+            target = targets[place]
+            if isinstance(target, FS3Error):
+                self._refuse(position, target)
+            else:
+                self._read_one(position, self._item(position), target, into)
+        metrics = self._node.env.metrics
+        metrics.count("storage.reads", len(places))
+        metrics.count("storage.read_bytes", sum(lengths) if self._full else sum([len(view) for view in data]))
+
+    def _target(self, number: int) -> LocalTarget | FS3Error:
+        place = self._places[number]
+        node = self._node
+        try:
+            return node.target(node.map.for_read(place.chain, place.chain_version, place.target))
+        except FS3Error as error:
+            return error
+
+    def _item(self, position: int) -> ReadRange:
+        number, inode, index, offset, length = [column[position] for column in self._columns]
+        place = self._places[number]
+        return ReadRange(place.chain, place.chain_version, place.target, ChunkId(inode, index), offset, length)
+
+    def _take(self, position: int, found: ReadData) -> None:
+        data = self._data[position] = found.data
+        if len(data) != self._columns[4][position]:
+            self._full = False
+        self._checksums[position] = blocks.pack(found.checksums)
+
+    def _refuse(self, position: int, error: FS3Error) -> None:
+        self._full = False
+        self._failures.append(RangeFailure(position, int(error.code), error.message))
+
+    def reply(self) -> PackedReadReply:
+        lengths = b"" if self._full else pack_numbers([len(data) for data in self._data])
+        return PackedReadReply(b"".join(self._checksums), lengths, tuple(self._failures))
+
+
+def _nothing(inode: int, index: int, offset: int, into: memoryview) -> bytes | None:
+    return None

@@ -10,6 +10,7 @@ import trio
 
 from fs3.api.common import STATUS, Empty, StatusReply
 from fs3.api.mgmtd import TargetReport
+from fs3.api.packed import READ_PACKED, PackedReadReply, PackedReadRequest
 from fs3.api.storage import (
     DUMP,
     FETCH,
@@ -57,7 +58,7 @@ from fs3.wire.frame import FLAG_SHARED
 from .admin import StorageAdmin
 from .disk import Space
 from .local import CHANNEL_IDLE_S, Caller, LocalTarget, RoutingSource, StorageNode
-from .read import read
+from .read import read, read_packed
 from .recovery import complete_file, fill_successors, roll_forward_orphans
 from .removal import remove_file
 from .repair import find, repair_suspects
@@ -102,6 +103,7 @@ class StorageService:
     def bind(self, server: RpcServer) -> None:
         """Answer the storage methods at a server."""
         server.handle(READ, self._read)
+        server.handle(READ_PACKED, self._read_packed)
         server.handle(WRITE, self._write)
         server.handle(SYNC, self._sync)
         server.handle(QUERY, self._query)
@@ -227,6 +229,9 @@ class StorageService:
 
     async def _read(self, request: ReadRequest, call: Call) -> ReadReply:
         return await read(self.node, request, call)
+
+    async def _read_packed(self, request: PackedReadRequest, call: Call) -> PackedReadReply:
+        return await read_packed(self.node, request, call)
 
     async def _write(self, request: WriteRequest, call: Call) -> WriteReply:
         if len(request.updates) > WRITE_UPDATES_MAX:

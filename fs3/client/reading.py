@@ -35,7 +35,7 @@ SMALL_BYTES = 16 * 1024
 UNDER_WAY_MAX = 4
 """Requests for small reads that one node has at a time; more leave together. With two, eight threads got a third less."""
 
-_NOBODY: frozenset[int] = frozenset()
+NOBODY: frozenset[int] = frozenset()
 
 
 class Caller(Protocol):
@@ -106,7 +106,7 @@ class SingleReads:
         """How many bytes the chunk really had; the rest of read.into is zeroed. None where that did not succeed."""
         now = self._env.monotonic()
         chain = routing.chains.get(read.chain)
-        target = self._selector.pick(routing, chain, read.chunk, _NOBODY, now) if chain is not None else None
+        target = self._selector.pick(routing, chain, read.chunk, NOBODY, now) if chain is not None else None
         node = routing.node_of(target) if target is not None else None
         if chain is None or target is None or node is None:
             return None

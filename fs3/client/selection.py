@@ -72,6 +72,16 @@ class ReplicaSelector:
                     last = target
         return last
 
+    def only(self, routing: RoutingInfo, chain: Chain) -> int | None:
+        """The target that `pick` picks for any chunk of a chain, where there is only one to prefer, and it is well."""
+        if self._avoid_until:
+            return None
+        replicas = self._replicas.get(chain.id)
+        if replicas is None or replicas.routing_version != routing.version:
+            replicas = self._replicas[chain.id] = self._sort(routing, chain)
+        group = replicas.preferred or replicas.others
+        return group[0][0] if len(group) == 1 else None
+
     def _sort(self, routing: RoutingInfo, chain: Chain) -> _Replicas:
         preferred: list[tuple[int, int]] = []
         others: list[tuple[int, int]] = []

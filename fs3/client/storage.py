@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import trio
@@ -44,6 +45,7 @@ from ..routing import Chain, RoutingInfo
 from ..transport.buffers import BufferPool
 from ..wire.frame import PAYLOAD_SIZE_MAX
 from .channels import ChannelPool
+from .packed import PackedReads
 from .reading import (
     ATTEMPT_S,
     FIRST_READ_ATTEMPT_S,
@@ -157,6 +159,7 @@ class StorageClient:
         self._buffers = BufferPool()  # for what is not received in place
         self._writes = SharedWrites(env, rpc)
         self._singles = SingleReads(env, rpc, self._selector, self._buffers)
+        self._packed = PackedReads(env, rpc, self._selector, self._suspect)
 
     # Reading
 
@@ -175,10 +178,12 @@ class StorageClient:
         while True:
             routing = self.mgmtd.routing
             failures: list[_Failure] = []
+            if retry is None and len(reads) > 1:
+                pending = await self._packed.read(routing, reads, lengths, deadline, partial(_note, failures))
             batches = self._plan(routing, reads, pending, tried, failures)
             if len(batches) == 1:
                 await self._read_batch(routing, batches[0], reads, lengths, failures, deadline)
-            else:
+            elif batches:
                 async with trio.open_nursery() as nursery:
                     for batch in batches:
                         nursery.start_soon(self._read_batch, routing, batch, reads, lengths, failures, deadline)
@@ -496,6 +501,10 @@ class StorageClient:
                 if retry is None:
                     retry = _Retry(self, what, deadline)
                 await retry.pause(error, routing.version)
+
+
+def _note(failures: list[_Failure], position: int, target: int, error: FS3Error) -> None:
+    failures.append(_Failure(position, target, error))
 
 
 def _rejoin(buffers: Sequence[memoryview], results: Sequence[ReadResult]) -> memoryview:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fs3.api import admin, common, meta, meta_admin, meta_locks, mgmtd, storage, storage_admin
+from fs3.api import admin, common, meta, meta_admin, meta_locks, mgmtd, packed, storage, storage_admin
 from fs3.cli.main import cli
 from fs3.config import options, show
 from fs3.settings import KINDS
@@ -25,7 +25,7 @@ def test_the_table_of_methods_is_complete() -> None:
     listed = {(int(number), name) for number, name in re.findall(r"^\| (\d+) \| ([a-z][\w.]+) \|", text, re.MULTILINE)}
     known = {
         (value.id, value.name)
-        for module in (admin, common, meta, meta_admin, meta_locks, mgmtd, storage, storage_admin)
+        for module in (admin, common, meta, meta_admin, meta_locks, mgmtd, packed, storage, storage_admin)
         for value in vars(module).values()
         if isinstance(value, common.Method)
     }

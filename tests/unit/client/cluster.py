@@ -7,6 +7,7 @@ from typing import Any
 
 import trio
 
+from fs3.api.packed import PackedReadRequest
 from fs3.env import Env
 from fs3.errors import Code, FS3Error
 from fs3.ids import NodeKind
@@ -67,6 +68,8 @@ class FakeRpc:
     async def call_bulk(
         self, address: str, method: Any, request: Any, *, deadline: float, payload: Any = (), into: Any = None
     ) -> Any:
+        if isinstance(request, PackedReadRequest):
+            raise FS3Error(Code.UNKNOWN_METHOD, "these daemons are older")
         self.sent.append((address, request))
         if address in self.hanging:
             await trio.sleep_until(deadline)

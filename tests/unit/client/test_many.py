@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fs3.api.meta import Access, Caller
+from fs3.api.packed import READ_PACKED, unpack_ranges
+from fs3.checksum import crc32c
 from fs3.client.file import FileClient
 from fs3.client.many import read_many, write_many
 from fs3.errors import Code, FS3Error
 from fs3.ids import ROOT_INODE
 from tests.unit.client.live import CHUNK_SIZE, Live
+from tests.unit.client.test_batch import counted
 
 CALLER = Caller(0, 0, (0,))
 SIZE = 5 * CHUNK_SIZE + 777
@@ -104,3 +108,43 @@ async def test_many_writes_are_read_back(client: FileClient) -> None:
     reads = [(handle, 0, room(8 * CHUNK_SIZE)) for handle in handles]
     assert await read_many(client, reads) == [8 * CHUNK_SIZE] * 2
     assert [bytes(into) for _, _, into in reads] == contents
+
+
+async def test_neighbours_are_one_range_and_requests_are_few(client: FileClient) -> None:
+    data = random.Random(3).randbytes(4 * CHUNK_SIZE)
+    handle = await made(client, b"neighbours", data)
+    items = [(handle, at, room(4096)) for at in range(0, 2 * CHUNK_SIZE, 4096)]
+    items += [(handle, 2 * CHUNK_SIZE + at, room(4096)) for at in range(0, CHUNK_SIZE, 8192)]
+    items += [(handle, 3 * CHUNK_SIZE + at, room(1000)) for at in range(50, CHUNK_SIZE - 1000, 1000)]
+    with counted("storage.read_packed") as requests:
+        assert await read_many(client, items) == [len(into) for _, _, into in items]
+    assert all(into == data[at : at + len(into)] for _, at, into in items)
+    assert sum([len(unpack_ranges(request.ranges)[0]) for request in requests]) <= 2 + 8 + 1 + len(requests)
+
+
+async def test_daemons_that_do_not_know_packed_requests_are_asked_the_older_way(
+    client: FileClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random.Random(4).randbytes(SIZE)
+    handle = await made(client, b"older", data)
+    monkeypatch.setattr("fs3.client.packed.READ_PACKED", replace(READ_PACKED, id=9999))
+    items = [(handle, at, room(1000)) for at in range(0, SIZE - 1000, 5000)]
+    with counted("storage.read_packed") as packed, counted("storage.read") as plain:
+        for _ in range(2):
+            assert await read_many(client, items) == [1000] * len(items)
+    assert all(into == data[at : at + 1000] for _, at, into in items)
+    assert plain and len(packed) <= 4, "they were asked again and again"
+
+
+async def test_bytes_that_do_not_match_are_read_again_and_told_of(
+    client: FileClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = random.Random(5).randbytes(SIZE)
+    handle = await made(client, b"wrong", data)
+    wrong = iter([True])
+    monkeypatch.setattr("fs3.client.packed.crc32c", lambda *a: 1 if next(wrong, False) else crc32c(*a))
+    items = [(handle, at, room(1000)) for at in range(0, SIZE - 1000, 5000)]
+    with counted("storage.suspect") as told:
+        assert await read_many(client, items) == [1000] * len(items)
+    assert all(into == data[at : at + 1000] for _, at, into in items)
+    assert len(told) == 1 and "do not match" in caplog.text

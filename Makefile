@@ -2,14 +2,17 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Where `make test-engines` keeps the inference engines' packages.
+ENGINES ?= build/engines
 # Tests run in so many processes; those with real daemons all in one of them.
 WORKERS ?= 2
 
-.PHONY: help run test lint type sim soak pjdfstest bench bench-storage bench-scale image clean
+.PHONY: help run test test-engines lint type sim soak pjdfstest bench bench-storage bench-scale image clean
 
 help:
 	@echo "make run     install what is missing, run a cluster here and mount it at ./mnt (ARGS: see 'fs3 up --help')"
 	@echo "make test    install what is missing and run the tests (ARGS: for pytest)"
+	@echo "make test-engines  inference engines' own code on a mount; their packages go into ENGINES=folder (some GB of disk)"
 	@echo "make lint    style, types and import contracts"
 	@echo "make type    types only"
 	@echo "make sim     run simulated clusters under faults: SEEDS=n of each shape, or SEED=n SHAPE=name [PLAN=file or text] to see one again"
@@ -28,6 +31,10 @@ run:
 test:
 	@scripts/prepare $(VENV) test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
+
+test-engines:
+	@scripts/prepare $(VENV) test
+	FS3_ENGINES=$(ENGINES) FS3_TEST_LIMIT_S=600 $(BIN)/python -m pytest tests/engines $(ARGS)
 
 lint: type
 	$(BIN)/ruff check .

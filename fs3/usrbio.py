@@ -27,6 +27,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -34,7 +35,7 @@ from .cli.mounts import FILE_SYSTEM_TYPE, Mount, mounts
 from .control import peer_uid
 from .rings import COUNT, VERSION, Completion, ProgramRing, RingError, check_ring, ring_bytes
 
-__all__ = ["Completion", "Ior", "Iov", "Priority", "deregister_fd", "mount_point_of", "register_fd"]
+__all__ = ["Completion", "Ior", "Iov", "Priority", "deregister_fd", "mount_point_of", "punch_holes", "register_fd"]
 
 ANSWER_S = 60.0
 """In which the daemon answers at its door, and takes a message off a ring."""
@@ -87,6 +88,28 @@ def deregister_fd(fd: int) -> None:
     known = _process.files.pop(fd, None)
     if known is not None and not known.door.dead:
         known.door.ask({"do": "shut", "file": known.id})
+
+
+def punch_holes(fd: int, ranges: Sequence[tuple[int, int]]) -> None:
+    """Make ranges [first, end) of a file zeros that take no space; its length stays. Raises OSError: EBADF where the
+    descriptor is none of an fs3 mount, EACCES where it is not open for writing, EINVAL for a range that cannot be."""
+    for first, end in ranges:
+        if not 0 <= first <= end <= _INT64_MAX:
+            raise OSError(errno.EINVAL, f"a range from {first} to {end}")
+    known = _process.files.get(fd)
+    registered = known is not None and not known.door.dead
+    if not registered:
+        register_fd(fd)
+    try:
+        file = _process.files[fd]
+        if not file.writable:
+            _refuse(file, fd)
+        for first, end in ranges:
+            if end > first:
+                file.door.ask({"do": "punch", "file": file.id, "offset": first, "length": end - first})
+    finally:
+        if not registered:
+            deregister_fd(fd)
 
 
 class Iov:

@@ -14,6 +14,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("fs3", "mgmtd", "meta", "storage", "fuse")
 DAEMONS = ("mgmtd", "meta", "storage", "fuse")
 
+# Installed as a top-level package, which reaches the library only by its name.
+ELSEWHERE = "fs3/hf3fs_fuse/"
+
 FILE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 72
 
@@ -163,7 +166,7 @@ def test_daemons_import_siblings_relatively_and_nobody_elses() -> None:
             parts = module.split(".")
             if parts[0] in DAEMONS or (parts[0] == "fs3" and len(parts) > 1 and parts[1] in DAEMONS):
                 bad.append(f"{name}:{line} imports {module} absolutely")
-            if daemon == "fs3" and parts[0] == "fs3":
+            if daemon == "fs3" and parts[0] == "fs3" and not name.startswith(ELSEWHERE):
                 bad.append(f"{name}:{line} imports {module}, inside fs3 imports are relative")
     assert not bad, bad
 

@@ -17,8 +17,9 @@ DAEMONS = ("mgmtd", "meta", "storage", "fuse")
 pytestmark = pytest.mark.process
 
 IMPORT_ALL = """
-import importlib, pkgutil, fs3
-names = sorted(info.name for info in pkgutil.walk_packages(fs3.__path__, "fs3."))
+import importlib, pkgutil, fs3, hf3fs_fuse
+found = [pkgutil.walk_packages(package.__path__, f"{package.__name__}.") for package in (fs3, hf3fs_fuse)]
+names = sorted(info.name for each in found for info in each)
 for name in names:
     if not name.startswith("fs3.integrations.torch"):  # these need torch, and have tests of their own
         importlib.import_module(name)
@@ -83,11 +84,15 @@ def test_every_module_is_there_and_can_be_imported(installed: Path, tmp_path: Pa
     for package in ("fs3", *DAEMONS):
         for path in sorted((REPOSITORY / package).rglob("*.py")):
             parts = path.relative_to(REPOSITORY).with_suffix("").parts
+            if parts[:2] == ("fs3", "hf3fs_fuse"):  # installed beside fs3
+                expected.append(".".join(parts[1:]))
+                continue
             dotted = ".".join(parts if package == "fs3" else ("fs3", *parts)).removesuffix(".__init__")
             expected.append(dotted)
-    assert sorted(names) == sorted(set(expected) - {"fs3"})
+    assert sorted(names) == sorted(set(expected) - {"fs3", "hf3fs_fuse.__init__"})
 
 
 def test_modules_come_from_the_wheel(installed: Path, tmp_path: Path) -> None:
-    where = run(installed / "python", "-c", "import fs3.storage; print(fs3.storage.__file__)", cwd=tmp_path).strip()
-    assert Path(where).is_relative_to(installed.parent)
+    program = "import fs3.storage, hf3fs_fuse.io; print(fs3.storage.__file__, hf3fs_fuse.io.__file__, sep='\\n')"
+    for where in run(installed / "python", "-c", program, cwd=tmp_path).split():
+        assert Path(where).is_relative_to(installed.parent)

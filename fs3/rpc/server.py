@@ -22,7 +22,7 @@ from ..drive import resume
 from ..env import Env
 from ..errors import Code, FS3Error
 from ..metrics import Histogram
-from ..transport.base import Connection, Listener, Part
+from ..transport.base import Connection, Listener, Loan, Part
 from ..wire.codec import decode, encode
 from ..wire.frame import BODY_SIZE_MAX, FLAG_SHARED, PAYLOAD_SIZE_MAX, Frame, Kind
 from .client import FLAG_RELAYED
@@ -84,6 +84,10 @@ class Call:
     def room(self, size: int) -> memoryview | None:
         """The caller's own memory for the reply's payload, if it can be had; see Connection.room."""
         return self._session.connection.room(self.frame, size)
+
+    def lend(self, size: int) -> Loan | None:
+        """Memory that the caller registered for the reply's payload, if it can be had; see Connection.lend."""
+        return self._session.connection.lend(self.frame, size)
 
     def reply_payload(self, parts: Sequence[Part], release: Callable[[], None] | None = None) -> None:
         """Bulk data for the reply, once per call. release is called once, after it was sent or dropped."""

@@ -14,6 +14,7 @@ import trio.testing
 from ..errors import Code, FS3Error, ProtocolError
 from ..transport.base import Connection, FileSlice, Listener, Part, Transport
 from ..wire.frame import Frame, Kind
+from . import registered
 
 MIB = 1024 * 1024
 
@@ -502,4 +503,5 @@ CHECKS: tuple[Check, ...] = (
     addresses_fail_clearly,
     listeners_close_alone,
     garbage_closes_its_connection_only,
+    *registered.CHECKS,
 )

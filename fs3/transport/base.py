@@ -31,6 +31,21 @@ Part = bytes | bytearray | memoryview | FileSlice
 """A piece of bulk data. Views are of single bytes (format "B") and contiguous, so that len() counts bytes."""
 
 
+class Loan(ABC):
+    """Memory that a client registered, lent to a server for the bulk data of one reply. The client may take it back at any
+    time, so it is written to only between `begin` and `end`, with all in between done without giving way to other tasks."""
+
+    views: list[memoryview]
+    """The places of it, in order. The list itself is to be sent as the reply's payload, once all are filled."""
+
+    @abstractmethod
+    def begin(self) -> bool:
+        """False: the client has taken it back; nobody waits for this reply."""
+
+    @abstractmethod
+    def end(self) -> None: ...
+
+
 class Connection(ABC):
     """One connection to a peer. Every method raises FS3Error(CONNECTION_LOST) once it is broken or closed."""
 
@@ -113,6 +128,11 @@ class Connection(ABC):
         To send it as the reply's only payload moves nothing. It is the client's again once the request is answered or
         settled.
         """
+        return None
+
+    def lend(self, frame: Frame, size: int) -> Loan | None:
+        """Server side: `size` bytes of the memory that the client registered for this reply, where `room` has none and this
+        side can write to them."""
         return None
 
     def settle(self, frame: Frame) -> None:

@@ -21,13 +21,16 @@ import socket
 import struct
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import trio
 
 from ..errors import Code, ConfigError, FS3Error, ProtocolError
 from ..wire.frame import FLAG_SHARED, PAYLOAD_SIZE_MAX, Frame, Kind, encode_head
-from .base import Connection, FileSlice, Listener, Part, Transport
+from .base import Connection, FileSlice, Listener, Loan, Part, Transport
 from .buffers import BufferPool
+from .local_memory import PLACED_SIZE_MAX, SETTLE_S, LocalLoan, OwnMemories, PeerMemories, Process, Ticket
+from .registered import Registration
 from .shared import POOL_SIZE, PeerMemory, SharedPool
 from .tcp import KERNEL_BUFFER_SIZE, TcpConnection
 
@@ -38,7 +41,15 @@ SHARED_MIN = 32 * 1024
 
 FLAG_SETTLED = 0x4000
 """No reply: the server will not touch this request's memory any more. Also its first word, for request 0, before which no
-memory is used."""
+memory is used. From the client, whose requests have no such flag: it has sent memory that its user registered, or the
+server is to forget some; the request's id is the memory's number, the method is one of these two."""
+FLAG_PLACED = 0x2000
+"""With FLAG_SHARED, in a request: its bulk data is in registered memory. With FLAG_SETTLED: the server has the memory of
+this number; it has not if there is a body, which says why."""
+ANNOUNCED, FORGET = 1, 2
+
+WITHDRAW_S = 2.0
+"""How long a server may take to write to memory that it is about to write to, before its client goes on without it."""
 
 _REQUEST = struct.Struct("<QQQQ")
 """Offset and length of the bulk data, offset and length of the room for the reply's; lengths of 0 for none."""
@@ -52,19 +63,54 @@ _NAME_SIZE_MAX = 107
 _BACKLOG = 1024
 
 
-class LocalClient(TcpConnection):
+_PLACING = b"\1"
+"""The body of the server's first word, if it can use registered memory."""
+
+
+class _LocalConnection(TcpConnection):
+    """What both sides share."""
+
+    def _slip_in(self, notice: bytes) -> None:
+        """Send a frame without payload: at once, or else with whatever leaves next."""
+        if not self._sending and not self._kept:
+            try:
+                if self._socket.send(notice) < len(notice):
+                    self._close("it took a part of a frame")
+                return
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # it has closed, but what it sent before is to be read all the same
+        self._kept.append(notice)
+        self._kept_size += len(notice)
+
+
+class LocalClient(_LocalConnection):
     """The side that owns the memory and sends requests."""
 
-    def __init__(self, sock: socket.socket, peer: str, buffers: BufferPool, pool: SharedPool) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: str,
+        buffers: BufferPool,
+        pool: SharedPool,
+        memories: OwnMemories,
+        transport: LocalTransport,
+    ) -> None:
         super().__init__(sock, peer, buffers)
         self._pool = pool
         self.welcome = False  # the server has our memory
         self._lent: dict[int, tuple[int, int, int, int]] = {}  # by request: the slots that the server may touch, as sent
+        self._memories = memories
+        self._placing = False  # the server knows of registered memory
+        self._placed: dict[int, Ticket] = {}  # by request: of those whose bulk data goes by registered memory
+        self._transport = transport
+        self._process = Process(_credentials(sock)[0])
 
     @property
     def lent(self) -> int:
         """Requests whose slots the server may still touch."""
-        return len(self._lent)
+        return len(self._lent) + len(self._placed)
 
     def start_send(self, frame: Frame, payload: Sequence[Part] = (), more: bool = False) -> Awaitable[None] | None:
         number = frame.request_id
@@ -74,12 +120,37 @@ class LocalClient(TcpConnection):
         room = min(room, PAYLOAD_SIZE_MAX)
         if (length < SHARED_MIN and room < SHARED_MIN) or not self.welcome or frame.kind is not Kind.REQUEST:
             return super().start_send(frame, payload, more)
-        slots = self._lend(number, payload, length, room)
-        if slots is None:
-            return super().start_send(frame, payload, more)
-        shared = Frame(frame.kind, frame.method, frame.flags | FLAG_SHARED, number, frame.timeout_ms, frame.body)
-        rest = super().start_send(shared, (_REQUEST.pack(*slots),), more)
+        flags, where = FLAG_SHARED | FLAG_PLACED, self._place(number, payload, into if room else None)
+        if not where:
+            slots = self._lend(number, payload, length, room)
+            if slots is None:
+                return super().start_send(frame, payload, more)
+            flags, where = FLAG_SHARED, _REQUEST.pack(*slots)
+        shared = Frame(frame.kind, frame.method, frame.flags | flags, number, frame.timeout_ms, frame.body)
+        rest = super().start_send(shared, (where,), more)
         return None if rest is None else self._send_lent(rest, number)
+
+    def _place(self, number: int, payload: Sequence[Part], into: memoryview | Sequence[memoryview] | None) -> bytes:
+        """What to tell the server if all bulk data lies in registered memory that it has; else nothing."""
+        book = self._transport.registered
+        if not book or not self._placing or number in self._placed:
+            return b""
+        room = () if into is None else (into,) if isinstance(into, memoryview) else into
+        found = self._memories.place(book, payload, room)
+        if isinstance(found, tuple):
+            self._placed[number] = found[0]
+            return found[1]
+        for registration in found:
+            memory = self._memories.announce(registration)
+            if memory:
+                registration.holders[self] = partial(self._forget, registration)
+                self._slip_in(encode_head(Kind.REQUEST, ANNOUNCED, FLAG_SETTLED, memory, 0, b"", 0))
+        return b""
+
+    def _forget(self, registration: Registration) -> None:
+        memory = self._memories.forget(registration)
+        if memory and not self._closed:
+            self._slip_in(encode_head(Kind.REQUEST, FORGET, FLAG_SETTLED, memory, 0, b"", 0))
 
     def _lend(self, number: int, payload: Sequence[Part], length: int, room: int) -> tuple[int, int, int, int] | None:
         """Take slots for a request and put its bulk data there; None where that cannot be."""
@@ -110,6 +181,10 @@ class LocalClient(TcpConnection):
 
     def _give_back(self, number: int) -> memoryview | None:
         """The slots of a request are free; returns what was room for its reply."""
+        ticket = self._placed.pop(number, None)
+        if ticket is not None:
+            self._memories.give_back(ticket)
+            return None
         slots = self._lent.pop(number, None)
         if slots is None:
             return None
@@ -130,18 +205,73 @@ class LocalClient(TcpConnection):
         answers = []
         for frame in frames:
             if frame.kind is not Kind.REQUEST:
+                if frame.flags & FLAG_PLACED and frame.flags & FLAG_SETTLED:
+                    self._announced(frame)
+                    continue
+                ticket = self._placed.get(frame.request_id)
                 room = self._give_back(frame.request_id)
                 if frame.flags & FLAG_SETTLED:
                     self.welcome = True
+                    self._placing = self._placing or frame.body == _PLACING
                     continue
-                if frame.flags & FLAG_SHARED:
+                if frame.flags & FLAG_SHARED and ticket is not None:
+                    self._was_placed(frame, ticket)
+                elif frame.flags & FLAG_SHARED:
                     self._take(frame, room)
             answers.append(frame)
         return answers
 
+    def _announced(self, frame: Frame) -> None:
+        """The server has memory of ours, or will not have it."""
+        if not frame.body:
+            self._memories.accepted(frame.request_id)
+        else:
+            reason = frame.body.decode(errors="replace")
+            logger.warning("%s does not use registered memory, which costs copies: %s", self.peer, reason)
+
+    def _was_placed(self, frame: Frame, ticket: Ticket) -> None:
+        """A reply's bulk data is where its caller wants it."""
+        length = _REPLY.unpack(frame.payload)[0] if frame.payload is not None else 0
+        if length > sum([end - begin for _, begin, end in ticket.room]):
+            raise ProtocolError(f"a reply of {length} bytes in less registered memory")
+        frame.payload, frame.payload_length, frame.flags = None, length, frame.flags & ~FLAG_SHARED
+        into = self._exposed.get(frame.request_id)
+        if into is None:
+            frame.payload_length = 0  # its caller has gone
+        elif isinstance(into, memoryview):
+            frame.payload = into[:length]
+
+    def withdraw_now(self, request_id: int) -> bool:
+        super().withdraw_now(request_id)
+        ticket = self._placed.get(request_id)
+        return ticket is None or not ticket.room
+
+    async def withdraw(self, request_id: int) -> None:
+        if self.withdraw_now(request_id):
+            return
+        ticket = self._placed[request_id]
+        ticket.take_back()
+        until = trio.current_time() + WITHDRAW_S
+        await trio.sleep(SETTLE_S)
+        while ticket.written() and request_id in self._placed and not self._process.ended(self._closed):
+            if trio.current_time() > until:
+                logger.warning("%s stands still, and may yet write to registered memory", self.peer)
+                for registration, begin, end in ticket.room:
+                    registration.held.append((begin, end, partial(self._let_go, ticket)))
+                return
+            await trio.sleep(SETTLE_S)
+
+    def _let_go(self, ticket: Ticket) -> bool:
+        """Whether the server, which was given up, will not write any more."""
+        return not ticket.written() or self._process.ended(self._closed)
+
     def _close(self, reason: str) -> None:
         super()._close(reason)
         self._pool.close()
+        for ticket in self._placed.values():
+            ticket.take_back()
+        for registration in self._memories.close():
+            registration.holders.pop(self, None)
 
     def _take(self, frame: Frame, room: memoryview | None) -> None:
         """Move a reply's bulk data to where its caller wants it, before anybody may use the slot again."""
@@ -165,7 +295,7 @@ class LocalClient(TcpConnection):
                 at += count
 
 
-class LocalServer(TcpConnection):
+class LocalServer(_LocalConnection):
     """The side that serves requests."""
 
     def __init__(self, sock: socket.socket, peer: str, buffers: BufferPool) -> None:
@@ -173,6 +303,8 @@ class LocalServer(TcpConnection):
         self._memory: PeerMemory | None = None
         self._trusted = False
         self._borrowed: dict[int, memoryview] = {}  # by request, until it is answered or settled: room for its reply
+        self._memories: PeerMemories | None = None  # which the client's user registered
+        self._loans: dict[int, LocalLoan] = {}  # by request, until it is answered or settled: room there
 
     async def receive(self) -> Frame:
         if self._memory is None:
@@ -183,7 +315,7 @@ class LocalServer(TcpConnection):
         """Take the client's memory over. Raises CONNECTION_LOST, ProtocolError."""
         while not self._closed:
             try:
-                data, fds, _, _ = socket.recv_fds(self._socket, _HELLO.size, 1)
+                data, fds, _, _ = socket.recv_fds(self._socket, _HELLO.size, 2)
             except BlockingIOError:
                 with suppress(trio.ClosedResourceError):
                     await trio.lowlevel.wait_readable(self._fd)
@@ -206,38 +338,66 @@ class LocalServer(TcpConnection):
         raise self._lost()
 
     def _meet(self, data: bytes, fds: Sequence[int]) -> None:
-        if len(data) != _HELLO.size or len(fds) != 1 or _HELLO.unpack(data) != (_MAGIC, _VERSION):
+        if len(data) != _HELLO.size or len(fds) not in (1, 2) or _HELLO.unpack(data) != (_MAGIC, _VERSION):
             raise ProtocolError("not an fs3 process of this version")
         self._memory = PeerMemory(fds[0])
         # Who may change our files could do worse than to change what we are writing there: nobody else is believed.
         self._trusted = _credentials(self._socket)[1] in (0, os.geteuid())
-        self._notify(0)
+        if len(fds) > 1:
+            self._memories = PeerMemories(os.dup(fds[1]), self._trusted)
+        self._notify(0, _PLACING if self._memories is not None else b"")
 
-    def _notify(self, number: int) -> None:
-        """Tell of a settled request (or that we are ready): at once, or else with whatever leaves next."""
-        notice = encode_head(Kind.REPLY, 0, FLAG_SETTLED, number, 0, b"", 0)
-        if not self._sending and not self._kept:
-            try:
-                if self._socket.send(notice) < len(notice):
-                    self._close("it took a part of a frame")
-                return
-            except BlockingIOError:
-                pass
-            except OSError:
-                return  # it has closed, but what it sent before is to be read all the same
-        self._kept.append(notice)
-        self._kept_size += len(notice)
+    def _notify(self, number: int, body: bytes = b"") -> None:
+        """Tell of a settled request (or that we are ready)."""
+        self._slip_in(encode_head(Kind.REPLY, 0, FLAG_SETTLED, number, 0, body, 0))
 
     def _allocate(self, frame: Frame) -> memoryview | Sequence[memoryview]:
+        if frame.flags & FLAG_SHARED and frame.flags & FLAG_PLACED and frame.payload_length <= PLACED_SIZE_MAX:
+            return memoryview(bytearray(frame.payload_length))
         if frame.flags & FLAG_SHARED:
             return _room_for(frame, _REQUEST)
         return super()._allocate(frame)
 
     def _received(self, frames: list[Frame]) -> list[Frame]:
+        heard = 0
         for frame in frames:
-            if frame.flags & FLAG_SHARED:
+            if frame.flags & FLAG_SHARED and frame.flags & FLAG_PLACED:
+                self._find(frame)
+            elif frame.flags & FLAG_SHARED:
                 self._borrow(frame)
-        return frames
+            elif frame.flags & FLAG_SETTLED and frame.kind is Kind.REQUEST:
+                self._hear(frame)
+                heard += 1
+        if not heard:
+            return frames
+        return [frame for frame in frames if not frame.flags & FLAG_SETTLED or frame.kind is not Kind.REQUEST]
+
+    def _hear(self, frame: Frame) -> None:
+        """The client has sent memory, or wants it forgotten."""
+        if self._memories is None or frame.method not in (ANNOUNCED, FORGET) or not frame.request_id:
+            raise ProtocolError("a word of registered memory that makes no sense")
+        number = frame.request_id
+        if frame.method == FORGET:
+            self._memories.forget(number)
+            return
+        refused = self._memories.take(number)
+        if refused:
+            logger.info("%s: registered memory cannot be used: %s", self.peer, refused)
+        self._slip_in(encode_head(Kind.REPLY, 0, FLAG_SETTLED | FLAG_PLACED, number, 0, refused.encode(), 0))
+
+    def _find(self, frame: Frame) -> None:
+        """Get a request's bulk data from registered memory, and find the room for its reply's."""
+        number = frame.request_id
+        if frame.payload is None or frame.kind is not Kind.REQUEST or self._memories is None or number in self._loans:
+            raise ProtocolError("a request in registered memory that makes no sense")
+        bulk, room, words = self._memories.find(frame.payload)
+        self._loans[number] = LocalLoan(room, words)
+        frame.payload, frame.payload_length = None, bulk.length
+        if bulk.length:
+            # Copied here, and not by the client: what is verified and what is stored must be the same, whatever the user
+            # does with the memory meanwhile.
+            frame.payload = self._buffers.take(bulk.length)
+            bulk.read(frame.payload)
 
     def _borrow(self, frame: Frame) -> None:
         """Find a request's bulk data, and the room for its reply's."""
@@ -263,21 +423,47 @@ class LocalServer(TcpConnection):
         room = self._borrowed[frame.request_id] = room[:size]
         return room
 
+    def lend(self, frame: Frame, size: int) -> Loan | None:
+        loan = self._loans.get(frame.request_id)
+        return loan if loan is not None and loan.cut(size) else None
+
     def start_send(self, frame: Frame, payload: Sequence[Part] = (), more: bool = False) -> Awaitable[None] | None:
         if frame.kind is not Kind.REQUEST:
+            loan = self._loans.pop(frame.request_id, None)
+            if loan is not None and payload and frame.kind is Kind.REPLY:
+                frame, payload = self._into_loan(loan, frame, payload)
             room = self._borrowed.pop(frame.request_id, None)
             if room is not None and len(payload) == 1 and payload[0] is room:
                 frame = Frame(frame.kind, frame.method, frame.flags | FLAG_SHARED, frame.request_id, 0, frame.body)
                 payload = (_REPLY.pack(len(room)),)
         return super().start_send(frame, payload, more)
 
+    @staticmethod
+    def _into_loan(loan: LocalLoan, frame: Frame, payload: Sequence[Part]) -> tuple[Frame, Sequence[Part]]:
+        """Have a reply's bulk data stand in the client's memory, if it does not already; what is to be sent."""
+        length = sum([len(part) for part in payload])
+        if payload is not loan.views:
+            parts = [part for part in payload if not isinstance(part, FileSlice)]
+            if length < SHARED_MIN or len(parts) < len(payload) or not loan.fill(parts, length):
+                return frame, payload
+        return Frame(frame.kind, frame.method, frame.flags | FLAG_SHARED, frame.request_id, 0, frame.body), (
+            _REPLY.pack(length),
+        )
+
     def _close(self, reason: str) -> None:
         super()._close(reason)
         self._memory = None  # goes with the last handler that looks at it
         self._borrowed.clear()
+        for loan in self._loans.values():
+            loan.over = True
+        self._loans.clear()
+        if self._memories is not None:
+            self._memories.close()
 
     def settle(self, frame: Frame) -> None:
-        if self._borrowed.pop(frame.request_id, None) is not None and not self._closed:
+        settled = self._loans.pop(frame.request_id, None) is not None
+        settled = self._borrowed.pop(frame.request_id, None) is not None or settled
+        if settled and not self._closed:
             self._notify(frame.request_id)
 
 
@@ -353,11 +539,16 @@ class LocalTransport(Transport):
                 raise OSError(errno.EPERM, f"it belongs to user {uid}")
             _size_buffers(sock)
             pool = SharedPool(self._pool_size)
+            side, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
             try:
-                socket.send_fds(sock, [_HELLO.pack(_MAGIC, _VERSION)], [pool.fd])
+                socket.send_fds(sock, [_HELLO.pack(_MAGIC, _VERSION)], [pool.fd, theirs.fileno()])
+            except BaseException:
+                side.close()
+                raise
             finally:
                 pool.close_fd()
-            return LocalClient(sock, address, self._buffers, pool)
+                theirs.close()
+            return LocalClient(sock, address, self._buffers, pool, OwnMemories(side), self)
         except OSError as error:
             sock.close()
             reason = error.strerror or error

@@ -20,20 +20,26 @@ SLOT_SIZE_MIN = 64 * 1024
 SLOT_SIZE_MAX = 16 * 1024 * 1024
 
 
+def sealed_memory(name: str, size: int) -> tuple[int, mmap.mmap]:
+    """A memfd that nobody can make smaller or larger, and a mapping of it. Raises OSError."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return fd, mmap.mmap(fd, size)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
 class SharedPool:
     """Sealed shared memory, cut into slots of powers of two."""
 
     def __init__(self, size: int) -> None:
         """Raises OSError where the system has none to give."""
         self.size = size
-        self.fd = os.memfd_create("fs3-bulk", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(self.fd, size)
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-            self._view = memoryview(mmap.mmap(self.fd, size))
-        except BaseException:
-            os.close(self.fd)
-            raise
+        self.fd, mapping = sealed_memory("fs3-bulk", size)
+        self._view = memoryview(mapping)
         self._slots = Slots(size, SLOT_SIZE_MIN, SLOT_SIZE_MAX)
 
     def close_fd(self) -> None:

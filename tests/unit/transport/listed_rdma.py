@@ -190,8 +190,8 @@ class ListedPair(QueuePair):
             async def watch() -> None:
                 try:
                     await trio.lowlevel.wait_readable(self._fd)
-                except trio.ClosedResourceError:
-                    pass
+                except (trio.ClosedResourceError, OSError):
+                    pass  # closed while this waits, or before it could
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(watch)

@@ -7,12 +7,13 @@ ENGINES ?= build/engines
 # Tests run in so many processes; those with real daemons all in one of them.
 WORKERS ?= 2
 
-.PHONY: help run test test-engines lint type sim soak pjdfstest bench bench-storage bench-scale image clean
+.PHONY: help run test test-rdma test-engines lint type sim soak pjdfstest bench bench-storage bench-scale image clean
 
 help:
 	@echo "make run     install what is missing, run a cluster here and mount it at ./mnt (ARGS: see 'fs3 up --help')"
 	@echo "make test    install what is missing and run the tests (ARGS: for pytest)"
 	@echo "make test-engines  inference engines' own code on a mount; their packages go into ENGINES=folder (some GB of disk)"
+	@echo "make test-rdma  the tests over real RDMA verbs, in an emulated machine that is made for them (ARGS: for pytest)"
 	@echo "make lint    style, types and import contracts"
 	@echo "make type    types only"
 	@echo "make sim     run simulated clusters under faults: SEEDS=n of each shape, or SEED=n SHAPE=name [PLAN=file or text] to see one again"
@@ -35,6 +36,10 @@ test:
 test-engines:
 	@scripts/prepare $(VENV) test
 	FS3_ENGINES=$(ENGINES) FS3_TEST_LIMIT_S=600 $(BIN)/python -m pytest tests/engines $(ARGS)
+
+test-rdma:
+	@scripts/prepare $(VENV) test
+	@$(BIN)/python -m tests.rdma $(ARGS)
 
 lint: type
 	$(BIN)/ruff check .

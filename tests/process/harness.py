@@ -29,6 +29,7 @@ from fs3.cli.folder import ClusterConfig, DataFolder
 from fs3.cli.supervisor import command
 from fs3.cli.up import LEASE_MS
 from fuse import guard
+from tests.transports import LISTEN
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).with_name("programs")
@@ -36,8 +37,10 @@ PROGRAMS = Path(__file__).with_name("programs")
 SOAK = bool(os.environ.get("FS3_SOAK"))
 """Whether tests may take long."""
 
-COMMAND_TIMEOUT_S = 60.0
-SERVING_TIMEOUT_S = 60.0
+PATIENCE = float(os.environ.get("FS3_TEST_PATIENCE", "1"))
+"""By how much everything may take longer: in a machine that is emulated it does."""
+COMMAND_TIMEOUT_S = 60.0 * PATIENCE
+SERVING_TIMEOUT_S = 60.0 * PATIENCE
 
 EXPECTED_ERRORS = ("is started again",)
 """Parts of ERROR lines in daemons' logs that do not fail a test."""
@@ -98,7 +101,7 @@ class Cluster:
         self.home = home
         self.data = home / "data"
         self.mount = home / "mnt"
-        self._shape = ClusterConfig(storages, replicas)
+        self._shape = ClusterConfig(storages, replicas, listen=LISTEN or "tcp://127.0.0.1")
         self._settings = settings or {}
         self._environment = environment
         self._lease_ms = lease_ms
@@ -112,11 +115,19 @@ class Cluster:
             for name, lines in self._settings.items():
                 with (self.data / "config" / f"{name}.toml").open("a") as config:
                     config.write(lines + "\n")
+            if LISTEN:
+                self._go_the_long_way()
             self._prepare(self.data)
         arguments = ("--data", str(self.data), "--mount", str(self.mount), "--detach")
         done = fs3("up", *arguments, environment=self._environment)
         assert done.returncode == 0, f"fs3 up: exit {done.returncode}\n{done.stdout}{done.stderr}\n{self.logs()}"
         wait_until(lambda: os.path.ismount(self.mount), "the mount", SERVING_TIMEOUT_S)
+
+    def _go_the_long_way(self) -> None:
+        """Use the transport that is to be tested, not the short cuts within one host."""
+        for name in ("meta", "mount", *[f"storage-{number + 1}" for number in range(self._shape.storages)]):
+            with (self.data / "config" / f"{name}.toml").open("a") as config:
+                config.write("short_circuit = false\n")
 
     def down(self) -> None:
         done = fs3("down", "--data", str(self.data))

@@ -1,13 +1,16 @@
 #!/bin/bash
 # run.sh FOLDER COMMAND: runs a bash line in the guest that setup.sh made there, and returns its output and exit code. The guest
 # sees this machine's whole file system copy-on-write: what it writes is dropped. Device rxe0 on dummy0 = 192.168.77.1.
+# Standard output and error must be files or pipes that were opened for writing only.
 # Environment: GUEST_CPUS=2 GUEST_MEMORY=4G GUEST_TIMEOUT_S=600 GUEST_WITHOUT_RDMA=1
 set -u
 here=$(dirname "$(readlink -f "$0")")
 folder=$(readlink -f "$1")
 shift
 job=$(mktemp -d "$folder/jobs/XXXXXX")
+machine=""
 trap 'rm -rf "$job"' EXIT
+trap 'kill $machine 2>/dev/null; wait; exit 130' INT TERM HUP
 cp "$here/stage2.sh" "$job/stage2"
 [ -n "${GUEST_WITHOUT_RDMA:-}" ] && sed -i '2i RXE_NONE=1' "$job/stage2"
 {
@@ -26,9 +29,15 @@ LD_LIBRARY_PATH=$folder/qemu/usr/lib/x86_64-linux-gnu nice timeout "${GUEST_TIME
   -serial "file:$job/console" "${share[@]}" -device virtio-rng-pci -device virtio-serial-pci \
   -add-fd fd=8,set=1 -chardev file,id=out,path=/dev/fdset/1,append=on -device virtserialport,chardev=out,name=out \
   -add-fd fd=9,set=2 -chardev file,id=err,path=/dev/fdset/2,append=on -device virtserialport,chardev=err,name=err \
-  </dev/null
+  </dev/null &
+machine=$!
+wait $machine
 code=$?
 [ -s "$job/rc" ] && exit "$(cat "$job/rc")"
-echo "the guest gave no exit code (QEMU's: $code)" >&2
-[ -f "$job/console" ] && tail -30 "$job/console" >&2
+if [ $code = 124 ]; then
+  echo "the guest was stopped after ${GUEST_TIMEOUT_S:-600} s (GUEST_TIMEOUT_S)" >&2
+else
+  echo "the guest gave no exit code (QEMU's: $code)" >&2
+  [ -f "$job/console" ] && tail -30 "$job/console" >&2
+fi
 exit 125

@@ -261,7 +261,7 @@ async def test_pending_version_survives_a_restart_of_the_last_one(tmp_path: Path
         with pytest.raises(FS3Error):
             await c.send([write_update(C1, 5, b"b" * 10, tag=c.tag(1))], b"b" * 10, seconds=0.05)
         with pytest.raises(FS3Error):
-            await c.send([write_update(C2, 5, b"b" * 10, tag=c.tag(2))], b"b" * 10, seconds=0.05)
+            await c.send([write_update(C2, 5, b"b" * 10, tag=c.tag(2))], b"b" * 10, seconds=0.15)
         await c.replicas[0].stop()
         c.chain((1, SERVING), (2, OFFLINE))
         await c.replicas[0].start()

@@ -15,7 +15,7 @@ from fs3.api.storage import READ_RANGES_MAX, ReadRange, ReadReply, ReadRequest, 
 from fs3.errors import Code, FS3Error
 from fs3.ids import ChunkId
 from fs3.rpc.server import Call
-from fs3.transport.base import Part
+from fs3.transport.base import Loan, Part
 from fs3.transport.buffers import POOLED_SIZE_MAX
 from fs3.wire.frame import PAYLOAD_SIZE_MAX
 
@@ -34,7 +34,7 @@ _EMPTY = memoryview(b"")
 async def read(node: StorageNode, request: ReadRequest, call: Call) -> ReadReply:
     """Answer all ranges. Raises INVALID on a request that is too large or makes no sense."""
     reader = _Reader(node, request.ranges, call)
-    reader.read_now()
+    reader.begin()
     if reader.waiting:
         await reader.wait()
     parts = reader.parts()
@@ -46,7 +46,7 @@ async def read(node: StorageNode, request: ReadRequest, call: Call) -> ReadReply
 async def read_packed(node: StorageNode, request: PackedReadRequest, call: Call) -> PackedReadReply:
     """As read. Raises ProtocolError besides."""
     reader = _PackedReader(node, request, call)
-    reader.read_now()
+    reader.begin()
     if reader.waiting:
         await reader.wait()
     parts = reader.parts()
@@ -65,11 +65,31 @@ class _Reading:
         self._left = size  # bytes that have no room yet
         self._filled: list[memoryview] = []
         self._theirs = call.room(size)  # room for all of it in the caller's own memory
+        self._loan = call.lend(size) if self._theirs is None else None  # the same, with rules
+        self._lent = iter(self._loan.views if self._loan is not None else ())
+        self._late: list[tuple[int, memoryview]] = []  # ranges that waited, and where they belong in the loan
+        self._scattered = False  # some bytes are in a loan, and others are not
         self._buffer = _EMPTY if self._theirs is None else self._theirs
         self._used = 0
         self._data = [_EMPTY] * count
         self._full = True  # all ranges have all their bytes
         self.waiting: list[tuple[int, LocalTarget, memoryview]] = []
+
+    def begin(self) -> None:
+        """Read what needs no waiting."""
+        loan = self._loan
+        if loan is None:
+            self.read_now()
+            return
+        if not loan.begin():
+            raise FS3Error(Code.CONNECTION_LOST, "the client gave this request up")
+        try:
+            self.read_now()
+        finally:
+            loan.end()
+
+    def read_now(self) -> None:
+        raise NotImplementedError
 
     def _item(self, position: int) -> ReadRange:
         raise NotImplementedError
@@ -87,6 +107,12 @@ class _Reading:
         start = self._used
         if start + length > len(self._buffer):
             self._filled.append(self._buffer[:start])
+            following = next(self._lent, _EMPTY) if start == len(self._buffer) else _EMPTY
+            if len(following) >= length:
+                self._buffer, self._used = following, length
+                return following[:length]
+            if self._loan is not None:  # its places are not those of the ranges
+                self._loan, self._scattered = None, True
             self._buffer, start = self._node.buffers.take(max(length, min(self._left, POOLED_SIZE_MAX))), 0
         self._left -= length
         self._used = start + length
@@ -110,6 +136,9 @@ class _Reading:
             self._refuse(position, error)
             return
         if found is None:
+            if self._loan is not None:  # which is for what does not wait
+                self._late.append((position, into))
+                into = self._node.buffers.take(len(into))
             self.waiting.append((position, target, into))
         else:
             self._take(position, found)
@@ -145,10 +174,25 @@ class _Reading:
 
     def parts(self) -> list[Part]:
         """The reply's payload: whole buffers where all ranges are full."""
+        if self._loan is not None and self._full:
+            return self._lent_parts(self._loan)
+        if self._loan is not None or self._scattered:
+            return [bytes(part) for part in self._data if len(part)]  # no views: the client may use its memory again
         if self._full and self._theirs is not None:
             self._node.env.metrics.count("storage.shared_reads")
             return [self._theirs]
         return [part for part in ([*self._filled, self._buffer[: self._used]] if self._full else self._data) if len(part)]
+
+    def _lent_parts(self, loan: Loan) -> list[Part]:
+        """The same, of what stands in the client's memory, but for ranges that waited for the disk."""
+        if self._late:
+            if not loan.begin():
+                raise FS3Error(Code.CONNECTION_LOST, "the client gave this request up")
+            for position, place in self._late:
+                place[:] = self._data[position]
+            loan.end()
+        self._node.env.metrics.count("storage.lent_reads")
+        return loan.views  # type: ignore[return-value]
 
 
 class _Reader(_Reading):

@@ -262,9 +262,13 @@ class TcpConnection(Connection):
                 self._taken = 0
                 await trio.lowlevel.checkpoint()
                 continue
-            buffer = framer.buffer()
+            buffers = framer.buffers()
             try:
-                count = self._socket.recv_into(buffer)
+                if buffers is None:
+                    buffer = framer.buffer()
+                    count, room = self._socket.recv_into(buffer), len(buffer)
+                else:
+                    count, room = self._socket.recvmsg_into(buffers)[0], sum([len(buffer) for buffer in buffers])
             except BlockingIOError:
                 self._drained = True
                 continue
@@ -274,7 +278,7 @@ class TcpConnection(Connection):
             if count == 0:
                 self._close("closed by the peer")
                 raise self._lost()
-            self._drained = count < len(buffer)
+            self._drained = count < room
             frames = self._parse(count)
             self._taken += count + len(frames) * _BYTES_FOR_FRAME
             if frames:

@@ -37,6 +37,7 @@ _STAGING_SIZE = 64 * 1024
 _FIRST_SIZE = 4 * 1024
 """Of the buffer until a read fills it: most of mgmtd's connections, of which there are thousands, never do."""
 _ROOM_SIZE_MIN = 4 * 1024
+_BUFFERS_MAX = 255
 
 
 class Kind(IntEnum):
@@ -109,13 +110,24 @@ class Framer:
             self._make_room()
         return self._staging[self._end :]
 
+    def buffers(self) -> list[memoryview] | None:
+        """Where the next bytes may go in place of buffer(), one place after the other, where there are several."""
+        if not self._rest or self._frame is None:
+            return None
+        return [self._payload[self._filled :], *self._rest[:_BUFFERS_MAX]]
+
     def received(self, count: int) -> list[Frame]:
-        """Take in `count` bytes that the transport put into buffer(); return the frames that are now complete."""
+        """Take in `count` bytes that the transport put there; return the frames that are complete now."""
         assert count > 0
         frames: list[Frame] = []
         if self._frame is not None:
             self._filled += count
-            if self._filled < len(self._payload) or self._next_buffer():
+            while (over := self._filled - len(self._payload)) >= 0:
+                if not self._next_buffer():
+                    assert not over
+                    break
+                self._filled = over
+            else:
                 return frames
             frames.append(self._finish())
         else:

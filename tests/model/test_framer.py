@@ -57,6 +57,15 @@ def feed(framer: Framer, data: bytes, pieces: list[int]) -> list[PLAIN]:
     return result
 
 
+def put(buffers: list[memoryview], data: bytes) -> None:
+    """As recvmsg_into."""
+    for buffer in buffers:
+        count = min(len(buffer), len(data))
+        buffer[:count] = data[:count]
+        data = data[count:]
+    assert not data
+
+
 @given(st.lists(frames, max_size=6), sizes)
 def test_any_split_gives_exactly_the_frames(drawn: list[DRAWN], pieces: list[int]) -> None:
     plain = expand(drawn)
@@ -138,9 +147,9 @@ def test_payloads_are_scattered_in_order(
             framer.abandon(abandoned)
             frozen = [bytes(buffer) for buffer in places[-1]] if places else []
             begun = len(places)
-        buffer = framer.buffer()
-        count = min(pieces[len(got) % len(pieces)] + len(raw) // 300, len(buffer), len(raw) - at)
-        buffer[:count] = raw[at : at + count]
+        buffers = (data.draw(st.booleans()) and framer.buffers()) or [framer.buffer()]
+        count = min(pieces[len(got) % len(pieces)] + len(raw) // 300, sum(map(len, buffers)), len(raw) - at)
+        put(buffers, raw[at : at + count])
         at += count
         got += framer.received(count)
     assert [(frame.request_id, frame.body) for frame in got] == [(one[3], one[5]) for one in plain]

@@ -22,6 +22,8 @@ COUNT = struct.Struct("<I")
 """The message by which a side tells how many it has added."""
 
 ENTRIES_MAX = 16_384
+BATCH_MAX = 1024
+"""What is served at once of a ring that does not say how much that is to be."""
 VERSION = 1
 """Of all this, and of what is said at the door."""
 
@@ -203,7 +205,7 @@ class DaemonRing:
             return depth if waiting >= depth else 0
         if depth < 0:
             return min(waiting, -depth) if gathered or waiting >= -depth else 0
-        return waiting
+        return min(waiting, BATCH_MAX)
 
     def take(self, count: int) -> tuple[int, list[Submission]]:
         """The sequence number of the first, and what they ask for, unchecked."""

@@ -152,6 +152,7 @@ _BOUND = "the daemon listens there from its start on"
 _TOLD = "the daemon says so when it registers"
 _BEFORE = "a daemon needs it to find this configuration"
 _STORE = "the store is opened at the start"
+_RINGS = "what programs have already counts by it"
 _AT_MOUNT = "it is agreed with the kernel at the time of mounting"
 
 
@@ -243,6 +244,9 @@ KINDS = {
             "writeback": "it is part of how this mount was made",
             "strict": "files that are open would go on as they were opened",
             "short_circuit": "it is asked for when a connection is made",
+            "rings": _RINGS,
+            "ring_files": _RINGS,
+            "ring_memory": _RINGS,
             "state": "it is read before the mount registers",
             "metrics": _BOUND,
             "host": _TOLD,

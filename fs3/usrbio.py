@@ -248,7 +248,7 @@ class Ior:
                 sock.send(message)
                 return
             except BlockingIOError:
-                if not select.select([], [sock], [], ANSWER_S)[1]:
+                if not _ready(sock, select.POLLOUT, ANSWER_S):
                     self._gone = "the mount's daemon has not looked at the ring for a minute"
             except OSError:
                 self._gone = "the mount's daemon is gone"
@@ -406,12 +406,9 @@ class _Door:
 
     def alive(self) -> bool:
         """Whether the daemon has not closed it."""
-        try:
-            self.dead = self.dead or not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
-            self.dead = True
+        with self._lock:
+            if not self.dead and _ready(self._socket, select.POLLIN, 0):
+                self.dead = True  # it says nothing unasked, so this is the end
         return not self.dead
 
     def ask(self, request: dict[str, Any], fds: int = 0) -> tuple[dict[str, Any], list[int]]:
@@ -482,6 +479,12 @@ class _Process:
             each.drop()
         self.files.clear()
         self._doors.clear()
+
+
+def _ready(sock: socket.socket, event: int, timeout_s: float) -> bool:
+    poll = select.poll()
+    poll.register(sock, event)
+    return bool(poll.poll(timeout_s * 1000))
 
 
 def _mount_of(real: str) -> Mount | None:

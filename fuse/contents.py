@@ -32,7 +32,7 @@ class Contents(MountState):
     """Calls on open files."""
 
     async def open(self, caller: Caller, inode: int, flags: int) -> Opened:
-        access = _access(flags)
+        access = access_of(flags)
         truncate = bool(flags & os.O_TRUNC)
         if truncate:
             await self._settle(inode)
@@ -60,7 +60,7 @@ class Contents(MountState):
         self._opening += 1
         try:
             file = await self._client.create(
-                caller, parent, name, mode, _access(flags), exclusive=bool(flags & os.O_EXCL),
+                caller, parent, name, mode, access_of(flags), exclusive=bool(flags & os.O_EXCL),
                 truncate=bool(flags & os.O_TRUNC), append=self._appends(flags),
             )  # fmt: skip
             known = self._inodes.told(file.inode.id, (parent, name))
@@ -238,7 +238,8 @@ class Contents(MountState):
                 await self._client.close(entry.file)
 
 
-def _access(flags: int) -> Access:
+def access_of(flags: int) -> Access:
+    """What open(2) was asked for. Raises FS3Error INVALID."""
     access = _ACCESS.get(flags & os.O_ACCMODE)
     if access is None:
         raise FS3Error(Code.INVALID, f"open flags {flags:o}")

@@ -29,6 +29,7 @@ from .callers import Callers, groups_of_process
 from .fs import FileSystem
 from .identity import IdentityFile
 from .mount_state import FsOptions
+from .rings import RingLimits, Rings
 
 logger = logging.getLogger("fs3.fuse.daemon")
 
@@ -74,6 +75,11 @@ class MountConfig(ClientSettings):
     )
     short_circuit: bool = option(
         True, help="reach daemons of this host by shared memory and Unix sockets in place of TCP, where they offer it"
+    )
+    rings: int = option(256, at_least=0, help="how many user-space rings programs may have; 0 = none")
+    ring_files: int = option(65_536, at_least=2, help="how many files programs may have registered for rings")
+    ring_memory: int = option(
+        256 << 30, unit="bytes", at_least=65_536, help="how much memory programs may share with this daemon for rings"
     )
     state: str = option(
         "", help="a file that tells the next mount after a crash which one it replaces: files are then settled at once"
@@ -137,7 +143,7 @@ async def _serve(
             async with connect(env, config.mgmtd, host, identity, config) as client, trio.open_nursery() as tasks:
                 waiting.cancel()
                 fs = FileSystem(client, tasks, _fs_options(config, client.settings))
-                fs.use_kernel(ops.store, ops.forget_attributes)
+                fs.use_kernel(ops.store, ops.forget_attributes, ops.forget_pages)
                 callers = Callers(env.monotonic, groups_of_process)
                 settings = client.settings
                 handlers = ops.Operations(fs, callers, *_timeouts_s(config, settings), config.xattrs)
@@ -156,14 +162,24 @@ async def _serve(
                 ops.mount(handlers, mountpoint, _options(config, f"fs3:{client.cluster}"), env)
                 guarding = guard.start(mountpoint)
                 try:
-                    tasks.start_soon(control.serve, env, guard.device_of(mountpoint), about)
-                    await _answer(handlers, client, mountpoint, fs, started, stop)
+                    device = guard.device_of(mountpoint)
+                    tasks.start_soon(control.serve, env, device, about)
+                    async with trio.open_nursery() as ringing:  # it speaks with the kernel, and so ends first
+                        if config.rings:
+                            await ringing.start(Rings(client, fs, device, _ring_limits(config)).serve)
+                        await _answer(handlers, client, mountpoint, fs, started, stop)
+                        ringing.cancel_scope.cancel()
                 finally:
                     ops.detach()
                     guarding.kill()
                     guarding.wait()
                 tasks.cancel_scope.cancel()
     ended.cancel()
+
+
+def _ring_limits(config: MountConfig) -> RingLimits:
+    others = config.allow_other and (os.geteuid() == 0 or _user_allow_other())
+    return RingLimits(config.rings, config.ring_files, config.ring_memory, others)
 
 
 def _timeouts_s(config: MountConfig, settings: ClientSettings) -> tuple[float, float]:

@@ -16,11 +16,11 @@ from fs3.api.meta import Attr, Caller, DirEntry
 from fs3.client.file import FileClient
 from fs3.ids import ROOT_INODE
 
-from .contents import Contents
 from .directory import DOT, DOTDOT, FIRST, Listing, Page
 from .handles import HandleTable
 from .mount_state import FsOptions
 from .names import Names
+from .ring_files import RingFiles
 
 LISTING_LIMIT = 512
 """Entries asked of meta at once."""
@@ -32,7 +32,7 @@ class OpenDirectory:
     caller: Caller
 
 
-class FileSystem(Names, Contents):
+class FileSystem(Names, RingFiles):
     """One mount."""
 
     def __init__(self, client: FileClient, nursery: trio.Nursery, options: FsOptions) -> None:

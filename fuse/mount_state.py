@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import trio
 
 from fs3.api.meta import Attr, FileKind
 from fs3.client.file import FileClient, FileHandle
+from fs3.transport.buffers import BufferPool
 
 from .folders import Folders
 from .handles import HandleTable, InodeTable, Name, OpenNames
@@ -18,6 +19,13 @@ from .streams import ReadPattern
 from .walks import Walks
 from .watch import Watch
 from .writebehind import Told, WriteBehind, WriteBuffers
+
+RING_WRITES_AT_ONCE = 32
+"""Pieces of rings' writes that are under way in the mount."""
+
+
+async def _nothing(inode: int) -> None:
+    """Where there is no kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,9 @@ class MountState:
         self._write_buffers = WriteBuffers(options.write_behind)
         self._buffered: dict[int, WriteBehind] = {}
         self._forget_attributes: Callable[[int], None] = lambda inode: None
+        self._forget_pages: Callable[[int], Awaitable[None]] = _nothing
+        self.ring_room = trio.CapacityLimiter(RING_WRITES_AT_ONCE)
+        self._ring_buffers = BufferPool()
 
     def use_options(self, options: FsOptions) -> None:
         """From now on."""
@@ -77,10 +88,17 @@ class MountState:
         self._write_buffers.limit = options.write_behind
         self._read_ahead.use(options.read_ahead, options.read_cache)
 
-    def use_kernel(self, store: KernelStore, forget_attributes: Callable[[int], None]) -> None:
-        """Let hot blocks be handed to the kernel's page cache, and the kernel be told which inode's attributes changed."""
+    def use_kernel(
+        self,
+        store: KernelStore,
+        forget_attributes: Callable[[int], None],
+        forget_pages: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
+        """Let hot blocks be handed to the kernel's page cache, and the kernel be told of which inode attributes changed, or
+        pages and attributes."""
         self._read_ahead.kernel_store = store
         self._forget_attributes = forget_attributes
+        self._forget_pages = forget_pages or _nothing
 
     def _told(self, attr: Attr, parent: int, name: bytes, age_s: float = 0.0) -> Attr:
         """The kernel is told of a name. age_s: since meta was asked for its attributes, where that was not for this."""

@@ -402,6 +402,14 @@ def forget_attributes(inode: int) -> None:
         logger.debug("inode %d: not invalidated: %s", inode, error)  # the kernel has forgotten it
 
 
+async def forget_pages(inode: int) -> None:
+    """Have the kernel ask again for what it knows of an inode, its content included. In a thread, as of `store`."""
+    try:
+        await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode)
+    except OSError as error:
+        logger.debug("inode %d: not invalidated: %s", inode, error)  # the kernel has forgotten it
+
+
 def detach() -> None:
     """End the connection with the kernel, and the mount, should it still be there: even with files open."""
     pyfuse3.close(unmount=True)

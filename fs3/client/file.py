@@ -219,6 +219,15 @@ class FileClient(NameCalls):
             state.sessions.append(session)
         return FileHandle(state, access, append, session, created)
 
+    def opened(self, inode: int) -> OpenInode | None:
+        """An inode that this client has open."""
+        return self._inodes.get(inode)
+
+    def open_again(self, state: OpenInode) -> FileHandle:
+        """One more handle, for reading, on what is open already. Nobody is asked."""
+        state.handles += 1
+        return FileHandle(state, Access.READ, False, 0)
+
     async def close(self, handle: FileHandle) -> None:
         """Settle what was written and end the session. The handle is of no use afterwards, even where this raises."""
         if handle.closed:

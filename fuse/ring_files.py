@@ -1,0 +1,285 @@
+"""Files of a mount as user-space rings use them: past the kernel and all caches, many ranges at once.
+
+An operation is to its file what one by a descriptor opened with O_DIRECT is: what was written before is sent first, other
+descriptors see what was written here at once, and reads are short only at the end of the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import trio
+
+from fs3.api.meta import Access, atime_due
+from fs3.client.each import each
+from fs3.client.file import ROOT_CALLER, FileHandle
+from fs3.client.reading import ChunkRead
+from fs3.errors import Code, FS3Error
+from fs3.ids import ChunkId
+from fs3.layout import split
+
+from .contents import Contents, access_of
+from .ring_memory import RingMemory
+from .writebehind import Told
+
+SLICE_BYTES, SLICE_READS = 8 * 1024 * 1024, 256
+"""Of the reads of one batch that are asked for together."""
+SLICES_AT_ONCE = 4
+WRITES_AT_ONCE = 16
+INODES_AT_ONCE = 16
+PIECE_BYTES = 4 * 1024 * 1024
+"""Of a write that is copied and sent at once."""
+
+_SET_ID = 0o6000
+
+T = TypeVar("T", "RingRead", "RingWrite")
+
+
+@dataclass(slots=True, eq=False)
+class RingFile:
+    """A registered file. readable, writable: what rings may do with it. sync: each write is to be on stable storage.
+    length_max: how long it may be made. users: batches under way; the last one that ends closes it once it is `closing`."""
+
+    file: FileHandle
+    told: Told
+    readable: bool
+    writable: bool
+    sync: bool
+    length_max: int
+    was_read: bool = False
+    users: int = 0
+    closing: bool = False
+
+
+@dataclass(slots=True)
+class RingRead:
+    """A range of a file, and the memory that it goes to. result: bytes, or a negative errno."""
+
+    file: RingFile
+    offset: int
+    into: memoryview
+    result: int = 0
+
+
+@dataclass(slots=True)
+class RingWrite:
+    """A range of a file, and the place in memory whose bytes go there. result: as of RingRead."""
+
+    file: RingFile
+    offset: int
+    length: int
+    memory: RingMemory
+    at: int
+    result: int = 0
+
+
+class RingFiles(Contents):
+    """Calls of rings."""
+
+    async def open_for_rings(self, inode: int, flags: int, length_max: int) -> RingFile:
+        """Take in a file that a program has open on this mount with these flags; its rights were checked when it opened it.
+
+        Raises FS3Error: BAD_HANDLE where nobody has it open so.
+        """
+        access = access_of(flags)
+        readable, writable = access is not Access.WRITE, access is not Access.READ and not flags & os.O_APPEND
+        state = self._client.opened(inode)
+        if state is None or (access is not Access.READ and not state.sessions):
+            raise FS3Error(Code.BAD_HANDLE, "nobody has this file open here")
+        if self._options.writeback:
+            raise FS3Error(Code.NOT_SUPPORTED, "this mount has writeback: rings would not see what the kernel keeps")
+        if writable:
+            file = await self._client.open(ROOT_CALLER, inode, access)
+            await self._read_ahead.settle(inode)
+        else:
+            file = self._client.open_again(state)
+        buffered = self._buffered.get(inode)
+        told = Told() if buffered is None else buffered.opened()
+        return RingFile(file, told, readable, writable, bool(flags & os.O_DSYNC), length_max)
+
+    async def close_for_rings(self, entry: RingFile) -> None:
+        """Settles what was written. Raises FS3Error."""
+        state = entry.file.inode
+        if entry.was_read and self._options.atime:
+            attr = state.attr
+            if atime_due(attr.atime_ns, attr.mtime_ns, attr.ctime_ns, self._client.env.wall_ns()):
+                self._client.releases.touch(state.id)
+        if state.handles == 1:
+            self._read_ahead.drop(state.id)
+            self._open_names.closed(state.id)
+        await self._client.close(entry.file)
+
+    def ring_buffer(self, size: int) -> memoryview:
+        """Memory that is used again once nobody refers to it; take `ring_room` before it is used."""
+        return self._ring_buffers.take(size)
+
+    # Reading
+
+    async def ring_read(self, items: Sequence[RingRead]) -> None:
+        """Read them all, and set their results."""
+        for file in {item.file for item in items}:
+            file.was_read = True
+        if self._buffered:
+            await _by_inode(items, self._before_read)
+        past = [item for item in items if item.offset + len(item.into) > item.file.file.inode.length]
+        if past:
+            await _by_inode(past, self._learn)
+        reads, owners = _reads(items)
+        short: list[RingRead] = []
+
+        async def read(part: slice) -> None:
+            client = self._client
+            some = reads[part]
+            errors: dict[int, FS3Error] = {}
+            deadline = client.env.monotonic() + client.settings.io_timeout / 1000
+            lengths = await client.storage.read(some, deadline=deadline, errors=errors)
+            for one, length, item in zip(some, lengths, owners[part], strict=True):
+                if length < len(one.into):
+                    short.append(item)
+            for number, error in errors.items():
+                owners[part.start + number].result = -error.errno
+
+        await each(_slices(reads), read, SLICES_AT_ONCE)
+        if short:
+            # Holes, if the file is still there and nobody has cut it.
+            await _by_inode(short, self._learn)
+            for item in short:
+                item.result = min(item.result, max(0, item.file.file.inode.length - item.offset))
+
+    async def _before_read(self, entry: RingFile) -> None:
+        buffered = self._buffered.get(entry.file.inode.id)
+        if buffered is not None:
+            await buffered.before_read()
+
+    async def _learn(self, entry: RingFile) -> None:
+        await self._client.getattr(entry.file.inode.id)
+
+    # Writing
+
+    async def ring_write(self, items: Sequence[RingWrite]) -> None:
+        """Write them all, and set their results. There is no order among them."""
+        if self._buffered:
+            await _by_inode(items, self._before_write)
+        modes = {item.file.file.inode.id: item.file.file.inode.attr.mode for item in items}
+
+        async def write(item: RingWrite) -> None:
+            await self._ring_write_one(item)
+
+        try:
+            await each([item for item in items if item.result >= 0], write, WRITES_AT_ONCE)
+        finally:
+            # However it ends, something may have been written; and it is awaited so that nobody reads what was before.
+            with trio.CancelScope(shield=True):
+                for inode in modes:
+                    await self._forget_pages(inode)
+
+        async def settle(entry: RingFile) -> None:
+            state = entry.file.inode
+            mode = modes[state.id]
+            if mode & _SET_ID:
+                await self._client.flush(entry.file)  # which takes them away, unless root wrote
+                self._set_id_gone(state.id, mode, state.attr.mode)
+            if entry.sync:
+                await self._client.fsync(entry.file)
+            elif self._options.strict:
+                await self._client.flush(entry.file)
+
+        done = [item for item in items if item.result > 0]
+        await _by_inode(sorted(done, key=lambda item: not item.file.sync), settle)
+
+    async def _before_write(self, entry: RingFile) -> None:
+        buffered = self._buffered.get(entry.file.inode.id)
+        if buffered is not None:
+            await buffered.drain(entry.told)
+
+    async def _ring_write_one(self, item: RingWrite) -> None:
+        """In pieces. As of write(2): what was written before an error counts, and the error is told the next time."""
+        file = item.file.file
+        end = min(item.offset + item.length, item.file.length_max)
+        if end <= item.offset:
+            item.result = -errno.EFBIG
+            return
+        at = item.offset
+        while at < end:
+            size = min(end - at, PIECE_BYTES - at % PIECE_BYTES)
+            async with self.ring_room:
+                # The program might change it under our hands: its checksum must be that of what is sent.
+                piece = self.ring_buffer(size)
+                try:
+                    item.memory.take(item.at + at - item.offset, piece)
+                    await self._client.write(file, at, piece)
+                except OSError as error:
+                    failed = error.errno or errno.EIO
+                except FS3Error as error:
+                    failed = error.errno
+                else:
+                    failed = 0
+            self._read_ahead.wrote(file.inode, at, size)
+            if failed:
+                item.result = at - item.offset or -failed
+                return
+            at += size
+        item.result = at - item.offset
+
+
+async def _by_inode(items: Sequence[T], call: Callable[[RingFile], Awaitable[None]]) -> None:
+    """Call for one file of each inode; an error becomes the result of all its items."""
+    by_inode: dict[int, list[T]] = {}
+    for item in items:
+        by_inode.setdefault(item.file.file.inode.id, []).append(item)
+
+    async def one(some: list[T]) -> None:
+        try:
+            await call(some[0].file)
+        except FS3Error as error:
+            for item in some:
+                item.result = -error.errno
+
+    await each(by_inode.values(), one, INODES_AT_ONCE)
+
+
+def _reads(items: Sequence[RingRead]) -> tuple[list[ChunkRead], list[RingRead]]:
+    """The reads of chunks that these take, and which of them each is for. Results become what they are if all goes well."""
+    reads: list[ChunkRead] = []
+    owners: list[RingRead] = []
+    for item in items:
+        if item.result < 0:
+            continue
+        state, offset, into = item.file.file.inode, item.offset, item.into
+        length = len(into)
+        if offset + length > state.length:
+            length = max(0, state.length - offset)
+            into = into[:length]
+        item.result = length
+        if not length:
+            continue
+        index, within = divmod(offset, state.chunk_size)
+        if within + length <= state.chunk_size:
+            chains = state.chains
+            reads.append(ChunkRead(chains[index % len(chains)], ChunkId(state.id, index), within, into))
+            owners.append(item)
+            continue
+        for extent in split(state.layout, state.chains, offset, length):
+            start = extent.file_offset - offset
+            part = into[start : start + extent.length]
+            reads.append(ChunkRead(extent.chain, ChunkId(state.id, extent.index), extent.offset, part))
+            owners.append(item)
+    return reads, owners
+
+
+def _slices(reads: Sequence[ChunkRead]) -> list[slice]:
+    """What to ask for together."""
+    found = []
+    first = size = 0
+    for number, read in enumerate(reads):
+        if number > first and (number - first == SLICE_READS or size + len(read.into) > SLICE_BYTES):
+            found.append(slice(first, number))
+            first, size = number, 0
+        size += len(read.into)
+    if first < len(reads):
+        found.append(slice(first, len(reads)))
+    return found

@@ -1,0 +1,372 @@
+"""Rings: takes batches of operations off them, in the order of their priorities, and serves them.
+
+Users take turns, and no one of them has all of what may be under way, so that a user who keeps the daemon busy with rings of
+high priority is first among his own.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import mmap
+import os
+import socket
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+
+import trio
+
+from fs3.env import Env
+from fs3.rings import COUNT, DaemonRing, RingError, Submission, clipped, ring_bytes
+
+from .fs import FileSystem
+from .ring_files import RingFile, RingRead, RingWrite
+from .ring_memory import RingMemory, make_memory
+
+logger = logging.getLogger("fs3.fuse.ring_queue")
+
+BATCHES_MAX, BATCHES_OF_USER_MAX, BATCHES_OF_RING_MAX = 32, 16, 8
+"""Batches under way, of all, of one user, and of one ring."""
+BOUNCE_BYTES = 4 * 1024 * 1024
+"""What is read at once for memory that is not received into."""
+PRIORITIES = 3
+_OFFSET_MAX = 2**63 - 1
+
+
+class Queue:
+    """Rings that have a batch to be served."""
+
+    def __init__(self) -> None:
+        self._users: dict[int, tuple[deque[Ring], ...]] = {}  # by priority; who is first has the next turn
+        self._of_user: dict[int, int] = {}
+        self.under_way = 0
+
+    def add(self, ring: Ring) -> None:
+        """A ring may have a batch now."""
+        self._put(ring)
+        self._begin()
+
+    def ended(self, ring: Ring) -> None:
+        """One of its batches has ended."""
+        self.under_way -= 1
+        self._of_user[ring.uid] -= 1
+        if not self._of_user[ring.uid]:
+            del self._of_user[ring.uid]
+        self.add(ring)
+
+    def _put(self, ring: Ring) -> None:
+        if ring.queued or not ring.has_batch():
+            return
+        ring.queued = True
+        waiting = self._users.get(ring.uid)
+        if waiting is None:
+            waiting = self._users[ring.uid] = tuple([deque() for _ in range(PRIORITIES)])
+        waiting[ring.priority].append(ring)
+
+    def _begin(self) -> None:
+        while self.under_way < BATCHES_MAX:
+            ring = self._next()
+            if ring is None:
+                return
+            self.under_way += 1
+            self._of_user[ring.uid] = self._of_user.get(ring.uid, 0) + 1
+            ring.begin()
+            self._put(ring)
+
+    def _next(self) -> Ring | None:
+        for uid in list(self._users):
+            if self._of_user.get(uid, 0) >= BATCHES_OF_USER_MAX:
+                continue
+            waiting = self._users.pop(uid)
+            found = _first(waiting)
+            if any(waiting):
+                self._users[uid] = waiting  # behind the others
+            if found is not None:
+                return found
+        return None
+
+
+def _first(waiting: tuple[deque[Ring], ...]) -> Ring | None:
+    """Take off the first that still has a batch."""
+    for rings in waiting:
+        while rings:
+            ring = rings.popleft()
+            ring.queued = False
+            if ring.has_batch():
+                return ring
+    return None
+
+
+class Owner:
+    """What a ring needs of the program that made it."""
+
+    def __init__(self, uid: int) -> None:
+        self.uid = uid
+        self.files: dict[int, RingFile] = {}
+        self.memories: dict[int, RingMemory] = {}
+
+    def done_with(self, things: set[RingFile | RingMemory]) -> None:
+        """A batch that used them has ended."""
+        raise NotImplementedError
+
+
+class Ring:
+    """One ring, and the memory and the socket that it shares with the program. priority: 0 is first."""
+
+    def __init__(
+        self,
+        env: Env,
+        fs: FileSystem,
+        queue: Queue,
+        owner: Owner,
+        entries: int,
+        for_read: bool,
+        io_depth: int,
+        priority: int,
+        timeout_s: float,
+    ) -> None:
+        """Raises OSError."""
+        self.uid = owner.uid
+        self.priority = priority
+        self.entries = entries
+        self.for_read = for_read
+        self.queued = False
+        self.ended = trio.Event()
+        self.scope = trio.CancelScope()
+        self.memory_fd = make_memory("fs3-ring", ring_bytes(entries))
+        try:
+            memory = mmap.mmap(self.memory_fd, ring_bytes(entries))
+            self._socket, self.peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except BaseException:
+            os.close(self.memory_fd)
+            raise
+        self._socket.setblocking(False)
+        self._ring = DaemonRing(memoryview(memory), entries, io_depth)
+        self._env = env
+        self._fs = fs
+        self._queue = queue
+        self._owner = owner
+        self._timeout_s = timeout_s if io_depth < 0 else 0.0
+        self._since = 0.0  # when the first of those that wait came
+        self._batches = 0
+        self._owed = 0  # completions that the program was not told of
+        self._nursery: trio.Nursery | None = None
+        self._timing = env.metrics.timing("rings.read" if for_read else "rings.write")
+
+    def close_peer(self) -> None:
+        """The program has its side."""
+        os.close(self.memory_fd)
+        self.peer.close()
+
+    async def run(self) -> None:
+        """Until the program closes it, breaks the rules, or `scope` is cancelled. Nothing is under way afterwards."""
+        try:
+            with self.scope:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    await self._listen()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+            self._socket.close()
+            self.ended.set()
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                message = self._socket.recv(COUNT.size)
+            except BlockingIOError:
+                await self._wait()
+                continue
+            except OSError:
+                return
+            if not message:
+                return
+            try:
+                if len(message) != COUNT.size:
+                    raise RingError(f"a message of {len(message)} bytes")
+                if not self._ring.waiting:
+                    self._since = self._env.monotonic()
+                self._ring.arrived(*COUNT.unpack(message))
+            except RingError as error:
+                logger.info("a ring of uid %d is closed: %s", self.uid, error)
+                return
+            self._queue.add(self)
+
+    async def _wait(self) -> None:
+        """For the next message; or until enough was waited for a batch to become full."""
+        if not self._timeout_s or not self._ring.waiting or self.queued or self._gathered():
+            await trio.lowlevel.wait_readable(self._socket)
+            return
+        with trio.move_on_after(max(0.0, self._since + self._timeout_s - self._env.monotonic())):
+            await trio.lowlevel.wait_readable(self._socket)
+            return
+        self._since = min(self._since, self._env.monotonic() - self._timeout_s)
+        self._queue.add(self)
+
+    def _gathered(self) -> bool:
+        return self._env.monotonic() >= self._since + self._timeout_s
+
+    def has_batch(self) -> bool:
+        return self._nursery is not None and self._batches < BATCHES_OF_RING_MAX and self._ring.batch(self._gathered()) > 0
+
+    def begin(self) -> None:
+        """Serve the next batch."""
+        assert self._nursery is not None
+        first, asked = self._ring.take(self._ring.batch(self._gathered()))
+        self._since = self._env.monotonic()
+        self._batches += 1
+        self._nursery.start_soon(self._serve, first, asked)
+
+    async def _serve(self, first: int, asked: list[Submission]) -> None:
+        started = self._env.monotonic()
+        metrics = self._env.metrics
+        used: set[RingFile | RingMemory] = set()
+        try:
+            try:
+                results = await (self._read(asked, used) if self.for_read else self._write(asked, used))
+            except Exception:
+                logger.exception("a batch of uid %d failed", self.uid)  # a bug, of which the mount must not die
+                results = [-errno.EIO] * len(asked)
+            self._ring.complete(first, results)
+            self._tell(len(results))
+            kind = "read" if self.for_read else "written"
+            metrics.count(f"rings.{kind}_operations", len(results))
+            metrics.count(f"rings.{kind}_bytes", sum([result for result in results if result > 0]))
+            failed = sum([result < 0 for result in results])
+            if failed:
+                metrics.count("rings.errors", failed)
+            self._timing.observe(int((self._env.monotonic() - started) * 1e9))
+        finally:
+            self._batches -= 1
+            self._owner.done_with(used)
+            self._queue.ended(self)
+
+    # Reading
+
+    async def _read(self, asked: Sequence[Submission], used: set[RingFile | RingMemory]) -> list[int]:
+        files, memories = self._owner.files, self._owner.memories
+        results = [0] * len(asked)
+        reads: list[RingRead] = []
+        places: list[int] = []
+        bounced: list[tuple[int, RingFile, int, RingMemory, int, int]] = []
+        for number, (offset, at, length, file, memory) in enumerate(asked):
+            entry, region = files.get(file), memories.get(memory)
+            wrong = _wrong(entry, region, offset, at, length, True)
+            if wrong or entry is None or region is None:
+                results[number] = -wrong
+                continue
+            if entry not in used:
+                used.add(entry)
+                entry.users += 1
+            if region not in used:
+                used.add(region)
+                region.users += 1
+            view = region.view
+            if region.direct and view is not None:
+                reads.append(RingRead(entry, offset, view[at : at + length]))
+                places.append(number)
+            else:
+                bounced.append((number, entry, offset, region, at, length))
+        if reads:
+            await self._fs.ring_read(reads)
+            for number, read in zip(places, reads, strict=True):
+                results[number] = read.result
+        if bounced:
+            await self._read_bounced(bounced, results)
+        return results
+
+    async def _read_bounced(
+        self, items: Sequence[tuple[int, RingFile, int, RingMemory, int, int]], results: list[int]
+    ) -> None:
+        """By way of memory of our own, a part at a time: the program could change what it sees before we have verified it,
+        and have us complain of replicas that are well."""
+        some: list[tuple[int, RingMemory, int, RingRead]] = []
+        size = 0
+        for number, entry, offset, region, at, length in items:
+            for start in range(0, length, BOUNCE_BYTES):
+                part = min(length - start, BOUNCE_BYTES)
+                if size + part > BOUNCE_BYTES:
+                    await self._bounce(some, results)
+                    some, size = [], 0
+                if results[number] == start:  # else it ended, or failed, before
+                    some.append((number, region, at + start, RingRead(entry, offset + start, memoryview(b""))))
+                    some[-1][3].into = self._fs.ring_buffer(part)
+                    size += part
+        await self._bounce(some, results)
+
+    async def _bounce(self, some: Sequence[tuple[int, RingMemory, int, RingRead]], results: list[int]) -> None:
+        if not some:
+            return
+        async with self._fs.ring_room:
+            await self._fs.ring_read([read for _, _, _, read in some])
+        for number, region, at, read in some:
+            result = read.result
+            if result > 0:
+                try:
+                    region.put(at, read.into[:result])
+                except OSError as error:
+                    result = -(error.errno or errno.EFAULT)
+            results[number] = result if result < 0 else results[number] + result
+
+    # Writing
+
+    async def _write(self, asked: Sequence[Submission], used: set[RingFile | RingMemory]) -> list[int]:
+        files, memories = self._owner.files, self._owner.memories
+        results = [0] * len(asked)
+        writes: list[RingWrite] = []
+        places: list[int] = []
+        for number, (offset, at, length, file, memory) in enumerate(asked):
+            entry, region = files.get(file), memories.get(memory)
+            wrong = _wrong(entry, region, offset, at, length, False)
+            if wrong or entry is None or region is None:
+                results[number] = -wrong
+                continue
+            for thing in (entry, region):
+                if thing not in used:
+                    used.add(thing)
+                    thing.users += 1
+            writes.append(RingWrite(entry, offset, length, region, at))
+            places.append(number)
+        if writes:
+            await self._fs.ring_write(writes)
+            for number, write in zip(places, writes, strict=True):
+                results[number] = write.result
+        return results
+
+    # Telling the program
+
+    def _tell(self, count: int) -> None:
+        if self._owed:
+            self._owed += count
+            return
+        try:
+            self._socket.send(COUNT.pack(count))
+        except BlockingIOError:  # it does not look; the messages that it has are enough to wake it
+            self._owed = count
+            if self._nursery is not None:
+                self._nursery.start_soon(self._tell_later)
+        except OSError:
+            self.scope.cancel()  # it is gone
+
+    async def _tell_later(self) -> None:
+        while self._owed:
+            await trio.lowlevel.wait_writable(self._socket)
+            with suppress(BlockingIOError):
+                try:
+                    self._socket.send(COUNT.pack(self._owed))
+                except BrokenPipeError:
+                    self.scope.cancel()
+                self._owed = 0
+
+
+def _wrong(entry: RingFile | None, region: RingMemory | None, offset: int, at: int, length: int, for_read: bool) -> int:
+    """What is wrong with an operation, as an errno; 0 for nothing."""
+    if entry is None or entry.closing:
+        return errno.EBADF
+    if not (entry.readable if for_read else entry.writable):
+        return errno.EACCES
+    if region is None or region.closing or not length or clipped(region.size, at, length):
+        return errno.EINVAL
+    return errno.EINVAL if offset > _OFFSET_MAX - length else 0

@@ -109,11 +109,11 @@ class RegisteredMemory:
         return self._slot(region, slots, offset, length)
 
     def _slot(self, region: Region, slots: Slots, offset: int, length: int) -> Slot:
-        return self.made(Slot(region, offset, length, lambda: slots.give_back(offset, length)))
+        return self.make(region, offset, length, lambda: slots.give_back(offset, length))
 
-    def made(self, slot: Slot) -> Slot:
-        """Hook for those who watch slots."""
-        return slot
+    def make(self, region: Region, offset: int, length: int, free: Callable[[], None]) -> Slot:
+        """For those who watch slots."""
+        return Slot(region, offset, length, free)
 
     def must_take(self, length: int) -> Slot:
         """As `take`; where the pool has none left, memory of its own. For those who must not wait: two servers whose
@@ -125,7 +125,7 @@ class RegisteredMemory:
             region = self.device.allocate(length)
         except ConfigError as error:
             raise FS3Error(Code.OVERLOADED, f"no memory for {length} bytes by RDMA: {error.message}") from None
-        return self.made(Slot(region, 0, length, region.close))
+        return self.make(region, 0, length, region.close)
 
     # Memory of users
 

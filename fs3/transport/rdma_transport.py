@@ -23,8 +23,9 @@ from .buffers import BufferPool
 from .rdma_flow import Limits
 from .rdma_hello import Hello
 from .rdma_memory import RegisteredMemory
-from .rdma_port import Device, QueuePair
+from .rdma_port import Device, QueuePair, Region
 from .rdma_roles import RdmaClient, RdmaServer
+from .registered import Registered, Registration
 from .tcp import TcpConnection, TcpTransport, split_address, tune
 
 logger = logging.getLogger("fs3.transport.rdma")
@@ -48,6 +49,40 @@ class Nic:
         self.device = device
         self.memory = RegisteredMemory(device, size_max, min(size_max, PAYLOAD_SIZE_MAX))
         self.failed_at = -math.inf
+        self._regions: dict[Registration, Region] = {}
+
+    def pin(self, registration: Registration) -> None:
+        """Register a user's memory with the device, if it can be; else its bytes pass through the pool."""
+        try:
+            self._regions[registration] = self.memory.register(registration.memory)
+        except ConfigError as error:
+            logger.warning("%s: memory that was registered is copied all the same: %s", self.device.name, error.message)
+
+    def unpin(self, registration: Registration) -> None:
+        region = self._regions.pop(registration, None)
+        if region is not None:
+            self.memory.forget(region)
+
+
+class _Pinned(Registered):
+    """What users registered, at all devices."""
+
+    def __init__(self, transport: RdmaTransport) -> None:
+        super().__init__()
+        self._transport = transport
+        self.all: list[Registration] = []
+
+    def add(self, registration: Registration) -> None:
+        super().add(registration)
+        self.all.append(registration)
+        for nic in self._transport.opened:
+            nic.pin(registration)
+
+    def remove(self, registration: Registration) -> None:
+        super().remove(registration)
+        self.all.remove(registration)
+        for nic in self._transport.opened:
+            nic.unpin(registration)
 
 
 class RdmaTransport(Transport):
@@ -58,31 +93,37 @@ class RdmaTransport(Transport):
         self._pool_size_max = pool_size_max
         self._open_devices = open_devices
         self._tcp = TcpTransport()
-        self._nics: list[Nic] | None = None
+        self.opened: Sequence[Nic] = ()
+        self._asked = False
+        self._pinned = _Pinned(self)
+        self.registered = self._pinned
         self._turn = 0
         self._why = ""  # there are none
         self._told: set[str] = set()
         self._unreached: dict[str, tuple[int, float]] = {}  # address: how often nothing came through, and when last
         self._buffers = BufferPool()
 
-    def nics(self) -> list[Nic]:
+    def nics(self) -> Sequence[Nic]:
         """All of this host; none where something is missing, which is said once."""
-        if self._nics is None:
+        if not self._asked:
+            self._asked = True
             try:
-                self._nics = [Nic(device, self._pool_size_max) for device in self._open_devices()]
+                self.opened = [Nic(device, self._pool_size_max) for device in self._open_devices()]
             except ConfigError as error:
-                self._nics = []
                 self._why = error.message
                 logger.info("no RDMA on this host, using TCP for addresses rdma://: %s", error.message)
-        return self._nics
+            for nic in self.opened:
+                for registration in self._pinned.all:
+                    nic.pin(registration)
+        return self.opened
 
     def nic(self) -> Nic | None:
         """The next one's turn, of those whose port is active, and which did not fail of late if there are others. None where
         this host has none."""
         active = [nic for nic in self.nics() if nic.device.active()]
         if not active:
-            if self._nics:
-                self._why = f"no port is active of {', '.join([nic.device.name for nic in self._nics])}"
+            if self.opened:
+                self._why = f"no port is active of {', '.join([nic.device.name for nic in self.opened])}"
             return None
         now = trio.current_time()
         healthy = [nic for nic in active if nic.failed_at + AVOID_S < now]

@@ -77,6 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--plan", default="", help="what goes wrong instead of what the seed says: a file, or its text")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further run after so long")
     parser.add_argument("--load-s", type=float, help="virtual seconds of load")
+    parser.add_argument("--transport", choices=("tcp", "rdma"), help="what the hosts are connected by; as the shape has it")
     parser.add_argument("--canary", default="", help="plant a bug")
     parser.add_argument("--shrink-s", type=float, default=120, help="how long to look for a shorter schedule that fails")
     parser.add_argument("--verbose", action="store_true", help="show every message, not only those of what failed")
@@ -114,7 +115,7 @@ def main() -> int:
 
 def one(seed: int, shape: Shape, options: argparse.Namespace, totals: Totals) -> None:
     """Run one seed of one shape."""
-    shape = replace(shape, canary=options.canary)
+    shape = replace(shape, canary=options.canary, transport=options.transport or shape.transport)
     if options.load_s is not None:
         shape = replace(shape, load_s=options.load_s)
     if options.plan:

@@ -30,6 +30,7 @@ from tests.sim.canaries_files import FILE_CANARIES
 from tests.sim.canaries_media import MEDIA_CANARIES
 from tests.sim.canaries_office import OFFICE_CANARIES
 from tests.sim.canaries_operators import OPERATOR_CANARIES
+from tests.sim.canaries_rdma import RDMA_CANARIES
 from tests.sim.disk import Platter
 
 Plant = tuple[Any, str, Any]
@@ -177,6 +178,7 @@ CANARIES: dict[str, tuple[Callable[[], list[Plant]], str]] = {
     **MEDIA_CANARIES,
     **OPERATOR_CANARIES,
     **OFFICE_CANARIES,
+    **RDMA_CANARIES,
 }
 """Name -> what to replace, and the shape whose seeds find it soonest."""
 

@@ -35,6 +35,7 @@ from tests.sim.net import Network, SimTransport
 from tests.sim.office import Office, watched
 from tests.sim.plan import Plan, draw
 from tests.sim.rare import POINTS, Rare
+from tests.sim.rdma import Fabric, small_bulk
 from tests.sim.stop import Stopper
 from tests.sim.store import KVPort
 from tests.sim.trace import Trace
@@ -62,6 +63,8 @@ class Shape:
     faults: tuple[str, ...] = ()
     kv_faults: float = 0.0
     workload: str = "chunks"
+    transport: str = "tcp"
+    """rdma: between the hosts that have a device, which are most."""
     chunks: int = 5
     think_s: float = 0.0
     """Between two operations of a worker, on average; 0: the seed chooses."""
@@ -168,6 +171,10 @@ class Process:
         self._scope.cancel()
         self.resume()
 
+    def quit(self) -> None:
+        """SIGTERM."""
+        self._scope.cancel()
+
     def stop(self) -> None:
         """SIGSTOP."""
         self.world.trace.note(f"{self.name} is stopped")
@@ -220,6 +227,7 @@ class World:
         """Whether faults are being injected."""
         self.chance = random.Random(f"{seed}/world")
         self.network = Network(clock, random.Random(f"{seed}/network"), observe=self.trace.message)
+        self.fabric = Fabric(self.network, f"{seed}/{shape.name}", shape.workload) if shape.transport == "rdma" else None
         self.kv = MemoryEngine()
         self.processes: dict[str, Process] = {}
         self.platters: dict[str, Platter] = {}
@@ -431,7 +439,7 @@ def simulate(seed: int, shape: Shape, main: Callable[[World], Awaitable[None]], 
 
     clock = SimClock()
     try:
-        with deterministic(seed), guarded(), cheap_sleeps(clock), small_limits():
+        with deterministic(seed), guarded(), cheap_sleeps(clock), small_limits(), small_bulk():
             trio.run(ended, clock=clock)
         if worlds[0].error is not None:
             raise worlds[0].error

@@ -91,6 +91,7 @@ def drawn(seed: int, shape: Shape) -> Shape:
         kv_faults=chance.choice((0.0, 0.01, 0.05)),
         workload=workload,
         chunks=chance.randint(1, 10),
+        transport=shape.transport,
         canary=shape.canary,
         plan=shape.plan,
     )

@@ -13,6 +13,7 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
@@ -46,6 +47,27 @@ Observer = Callable[[str, str, str, "Frame | None", bytes], None]
 """(what happened, from host, to host, frame, payload); for traces."""
 
 
+class Way(Protocol):
+    """One direction between two hosts, as faults meet it."""
+
+    source: str
+    destination: str
+
+    def resume(self) -> None: ...
+
+    def break_now(self, why: str) -> None: ...
+
+
+class Joined(Protocol):
+    """What a process holds at the network, as its death meets it."""
+
+    def unplug(self, silently: bool) -> None: ...
+
+
+Devices = Callable[["SimTransport", "_SimListener", str], "Connection | None"]
+"""(from, to, address): connects two processes by devices that both have; None where one has none."""
+
+
 class Network:
     """All hosts, links and connections, moved by the clock."""
 
@@ -61,7 +83,8 @@ class Network:
         self.messages = 0
         self._blocked: dict[tuple[str, str], int] = {}  # (from, to) -> how many partitions block it
         self.listeners: dict[str, _SimListener] = {}
-        self._wires: dict[int, _Wire] = {}  # those of living connections, in order of birth
+        self.devices: Devices | None = None
+        self._wires: dict[int, Way] = {}  # those of living connections, in order of birth
         self._connections = 0
         self._healed = trio.Event()
         self._ports: dict[str, int] = {}
@@ -121,7 +144,24 @@ class Network:
         self._ports[host] = self._ports.get(host, 0) + 1
         return self._ports[host]
 
-    def connect(self, transport: SimTransport, listener: _SimListener, address: str) -> SimConnection:
+    def patience_s(self) -> float:
+        return self.chance.uniform(self.weather.patience_min_s, self.weather.patience_max_s)
+
+    def plug_in(self, way: Way) -> int:
+        """Let faults meet it; returns its number."""
+        self._connections += 1
+        number = 2 * self._connections
+        self._wires[number] = way
+        return number
+
+    def forget_number(self, number: int) -> None:
+        self._wires.pop(number, None)
+
+    def connect(self, transport: SimTransport, listener: _SimListener, address: str) -> Connection:
+        by_device = self.devices(transport, listener, address) if self.devices is not None else None
+        return by_device or self._connect(transport, listener, address)
+
+    def _connect(self, transport: SimTransport, listener: _SimListener, address: str) -> SimConnection:
         self._connections += 1
         number = self._connections
         here, there = transport.name, listener.transport.name
@@ -211,7 +251,6 @@ class _Wire:
         self._deliver()
 
     def _lose_patience_later(self) -> None:
-        weather = self.network.weather
         self.stalls += 1
         stall = self.stalls
 
@@ -223,9 +262,7 @@ class _Wire:
                 self.ended = False
                 self.end()  # the other side hears of it when it can
 
-        self.network.at(
-            self.network.clock.now + self.network.chance.uniform(weather.patience_min_s, weather.patience_max_s), give_up
-        )
+        self.network.at(self.network.clock.now + self.network.patience_s(), give_up)
 
     def resume(self) -> None:
         """The link works again: what is due comes after a moment."""
@@ -425,19 +462,34 @@ class SimConnection(Connection):
             self._outgoing.end()
             self._ended()
 
+    def unplug(self, silently: bool) -> None:
+        network, wire = self._network, self._outgoing
+        kept = network.chance.randint(0, len(wire.flying)) if not silently else 0
+        while len(wire.flying) > kept:
+            wire.flying.pop()
+        wire.due = min(wire.due, len(wire.flying))
+        self.closed = True
+        self._ended()
+        if not silently:
+            wire.end()
+            return
+        wire.ended = True
+        peer = wire.receiver
+        network.at(network.clock.now + network.patience_s(), lambda: peer.break_("no answer"))
+
 
 class _SimListener(Listener):
     def __init__(self, transport: SimTransport, address: str) -> None:
         self.address = address
         self.transport = transport
-        self._waiting: deque[SimConnection] = deque()
+        self._waiting: deque[Connection] = deque()
         self._arrived = trio.lowlevel.ParkingLot()
         self._closed = False
 
     def full(self) -> bool:
         return len(self._waiting) >= _BACKLOG
 
-    def arrive(self, connection: SimConnection) -> None:
+    def arrive(self, connection: Connection) -> None:
         self._waiting.append(connection)
         self._arrived.unpark()
 
@@ -458,7 +510,7 @@ class _SimListener(Listener):
             if listeners.get(self.address) is self:
                 del listeners[self.address]
             for connection in self._waiting:
-                connection.close()
+                connection.close()  # type: ignore[attr-defined]
             self._waiting.clear()
             self._arrived.unpark_all()
 
@@ -470,7 +522,7 @@ class SimTransport(Transport):
         self.network = network
         self.name = name
         self.unplugged = False
-        self.connections: dict[int, SimConnection] = {}
+        self.connections: dict[int, Joined] = {}
 
     def unplug(self, *, silently: bool = False) -> None:
         """The process dies: nothing goes out any more, nothing comes in. What it sent before may still arrive, or some
@@ -482,20 +534,7 @@ class SimTransport(Transport):
         for listener in [found for found in network.listeners.values() if found.transport is self]:
             listener.close()
         for connection in list(self.connections.values()):
-            wire = connection._outgoing
-            kept = network.chance.randint(0, len(wire.flying)) if not silently else 0
-            while len(wire.flying) > kept:
-                wire.flying.pop()
-            wire.due = min(wire.due, len(wire.flying))
-            connection.closed = True
-            connection._ended()
-            if not silently:
-                wire.end()
-            else:
-                wire.ended = True
-                peer = wire.receiver
-                patience = network.chance.uniform(network.weather.patience_min_s, network.weather.patience_max_s)
-                network.at(self.network.clock.now + patience, lambda peer=peer: peer.break_("no answer"))  # type: ignore[misc]
+            connection.unplug(silently)
 
     async def connect(self, address: str) -> Connection:
         host, _ = _split(address)

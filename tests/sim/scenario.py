@@ -11,7 +11,21 @@ import trio
 from fs3.client.connect import connect
 from fuse.fs import FileSystem
 from fuse.mount_state import FsOptions
-from tests.sim import bank, fscked, hosts, kvcache, locks, namespace, operators, settings, shared, synced, trees, workloads
+from tests.sim import (
+    bank,
+    fscked,
+    hosts,
+    kvcache,
+    locks,
+    namespace,
+    operators,
+    settings,
+    shared,
+    synced,
+    trees,
+    wires,
+    workloads,
+)
 from tests.sim.canaries import planted
 from tests.sim.cells import CELLS, FILE_CELLS
 from tests.sim.checkers import check_linearizable, check_replicas
@@ -47,6 +61,14 @@ SHAPES = {
             fault_every_s=0.5,
         ),
         Shape("pair", storages=3, replicas=2, targets=2, faults=(*CRASHES, *NETWORK, "crash_mgmtd", "crash_client")),
+        Shape(
+            "rdma",
+            load_s=2.5,
+            transport="rdma",
+            think_s=0.03,
+            faults=("slow", "slow", "crash", "cut", "partition", "stop", "crash_client", "disk_slow"),
+            fault_every_s=0.2,
+        ),
         Shape("deep", load_s=6, storages=5, replicas=5, targets=1, faults=(*CRASHES, *NETWORK)),
         Shape("single", storages=1, replicas=1, targets=1, faults=("crash", "cut", "slow", "crash_mgmtd")),
         Shape("hot", chunks=2, think_s=0.04, load_s=8, faults=("crash", "crash", *NETWORK), fault_every_s=0.6),
@@ -109,6 +131,7 @@ SHAPES = {
         *settings.SHAPES,
         *fscked.SHAPES,
         *trees.SHAPES,
+        *wires.SHAPES,
     )
 }
 
@@ -267,4 +290,5 @@ SCENARIOS = {
     **settings.SCENARIOS,
     **fscked.SCENARIOS,
     **trees.SCENARIOS,
+    **wires.SCENARIOS,
 }

@@ -262,3 +262,25 @@ async def test_memory_that_cannot_be_registered_is_done_without(caplog: pytest.L
         nursery.start_soon(client.send, request(1), [pattern(6, MIB)])
         assert await server.fetch(await server.receive()) == pattern(6, MIB)
     assert len([record for record in caplog.records if "memlock" in record.message]) == 1
+
+
+async def test_memory_that_was_registered_with_the_transport_is_used_until_that_ends() -> None:
+    device = ListedDevice()
+    transport = RdmaTransport(lambda: [device], 8 * MIB)
+    early, late = bytearray(pattern(7, MIB)), bytearray(pattern(8, MIB))
+    registrations = [transport.register(memoryview(early))]
+    async with connected(transport) as (client, server):
+        registrations.append(transport.register(memoryview(late)))
+        for number, memory in enumerate((early, late)):
+            await client.send(request(number), [memoryview(memory)])
+            assert client.memory.taken == 0, "nothing passes through the pool"
+            frame = await server.receive()
+            assert await server.fetch(frame) == memory
+            server.settle(frame)
+        for registration in registrations:
+            await registration.close()
+        await server.send(reply(9))
+        await client.receive()
+        assert client.lent == 0 and all(len(region.view) != MIB for region in device.regions.values())
+        await client.send(request(2), [memoryview(early)])
+        assert client.memory.taken == 1

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Protocol
 
-from .client.sync import File, FileSystem
+from .client.sync import File, FileSystem, Registered
 from .errors import Code, FS3Error
 
 Handle = Any
@@ -55,6 +55,9 @@ class Door(Protocol):
 
     def write(self, pieces: Sequence[Piece]) -> list[int]:
         """Bytes written of each piece: all of them, or -errno."""
+
+    def register(self, buffer: Any) -> None:
+        """Memory that pieces will lie in, until end(): where the way can make use of that, nothing is copied."""
 
     def remove(self, name: str) -> None:
         """No error where it is not there."""
@@ -113,6 +116,9 @@ class PlainDoor:
     def write(self, pieces: Sequence[Piece]) -> list[int]:
         return [_write(handle, offset, data) for handle, offset, data in pieces]
 
+    def register(self, buffer: Any) -> None:
+        pass
+
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError):
             os.unlink(self._path(name))
@@ -157,6 +163,7 @@ class ClientDoor:
     def __init__(self, fs: FileSystem, path: str) -> None:
         self.place = "/" + path.strip("/")
         self._fs = fs
+        self._registered: list[Registered] = []
 
     def _path(self, name: str) -> str:
         return f"{self.place}/{name}"
@@ -209,6 +216,9 @@ class ClientDoor:
             found = self._fs.write_batch(pieces)
         return [-(result.errno or errno.EIO) if isinstance(result, FS3Error) else result for result in found]
 
+    def register(self, buffer: Any) -> None:
+        self._registered.append(self._fs.register(buffer))
+
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError), _os_errors():
             self._fs.unlink(self._path(name))
@@ -218,7 +228,9 @@ class ClientDoor:
             self._fs.utime(self._path(name))
 
     def end(self) -> None:
-        pass  # the client may be others' too
+        with _os_errors():
+            while self._registered:
+                self._registered.pop().close()  # but not the client, which may be others' too
 
 
 @contextmanager

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import logging
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,21 +87,25 @@ class Readers:
     def release(self, segment: Segment) -> None:
         with self._lock:
             segment.users -= 1
-            if segment not in self._open or segment.gone:
-                self._open.pop(segment, None)
+            if segment not in self._open:
                 self._close(segment)
 
     def drop(self, segment: Segment) -> None:
         """The segment was removed."""
+        segment.gone = True
+        self.reopen(segment)
+
+    def reopen(self, segment: Segment) -> None:
+        """What is open is of no use any more."""
         with self._lock:
-            segment.gone = True
             self._open.pop(segment, None)
             self._close(segment)
 
     def _close(self, segment: Segment) -> None:
         if segment.handle is not None and segment.users == 0:
             handle, segment.handle = segment.handle, None
-            self._door.close(handle)
+            with suppress(OSError):  # of a mount that is gone
+                self._door.close(handle)
 
     def end(self) -> None:
         with self._lock:
@@ -148,3 +155,14 @@ def view_of(buffer: Any) -> memoryview:
     """The bytes of a buffer."""
     view = memoryview(buffer)
     return view if view.format == "B" and view.ndim == 1 else view.cast("B")
+
+
+@functools.cache
+def _array_type(size: int) -> Any:
+    """Made anew each time it would never be freed."""
+    return ctypes.c_ubyte * size
+
+
+def memory_at(pointer: int, size: int) -> memoryview:
+    """Memory of this process; whoever uses it keeps its owner alive."""
+    return memoryview(_array_type(size).from_address(pointer)).cast("B")

@@ -1,7 +1,7 @@
 """Blocks by keys in a folder of fs3: what the connectors of inference engines keep their KV caches in.
 
-    store = open_store("/mnt/fs3/kv", capacity_bytes=2**40)          # through the mount's rings
-    store = open_store("fs3://10.0.0.1:7000/kv")                     # by a client in this process, without a mount
+    store = open_store({"place": "/mnt/fs3/kv", "capacity": "1TiB"})   # through the mount's rings; see kv_options
+    store = open_store({"place": "fs3://10.0.0.1:7000/kv"})            # by a client in this process, without a mount
     store.put([key, ...], [buffer, ...]); store.get([key, ...], [buffer, ...])
 
 A store is a log: each process appends blocks to data files of its own ("segments"), and then to the segment's index, which
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -224,10 +225,13 @@ class BlockStore:
                     pieces.append((handle, block.offset, views[position][: block.length]))
                     sources.append((position, block))
         wrong: list[tuple[bytes, Block]] = []
+        broken: dict[Segment, int] = {}
 
         def done(number: int, count: int) -> None:
             position, block = sources[number]
-            if count == block.length and (not self._verify or crc32c(pieces[number][2]) == block.crc):
+            if count < 0:
+                broken[block.segment] = -count
+            elif count == block.length and (not self._verify or crc32c(pieces[number][2]) == block.crc):
                 found[position] = count
             else:
                 wrong.append((digests[position], block))
@@ -239,6 +243,9 @@ class BlockStore:
         finally:
             for _, block in sources:
                 self._readers.release(block.segment)
+        for segment, number in broken.items():
+            logger.warning("%s: %s cannot be read: %s", self._door.place, segment.data, os.strerror(number))
+            self._readers.reopen(segment)
         if wrong:
             self._dismiss(wrong)
         self._touch({block.segment for _, block in sources})
@@ -301,7 +308,8 @@ class BlockStore:
                 if count == len(views[number]):
                     fresh.setdefault(writer, []).append((number, offset))
                 else:
-                    error = error or -count or errno.EIO
+                    writer.full = True
+                    error = error or (-count if count < 0 else errno.EIO)
             for writer, each in fresh.items():
                 records = [(digests[number], offset, len(views[number]), crc32c(views[number])) for number, offset in each]
                 self._publish(writer, records)
@@ -469,6 +477,10 @@ class BlockStore:
         self.refresh()
 
     # The rest
+
+    def register(self, buffer: Any) -> None:
+        """Memory that blocks will be read into and written from, until close(): over RDMA they are not copied then."""
+        self._door.register(buffer)
 
     def usage(self) -> tuple[int, int]:
         """Bytes of the data files of all who write here, and how many blocks are known. Raises OSError."""

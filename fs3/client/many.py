@@ -3,15 +3,15 @@ such as the rings of a mount. Nothing is opened or closed here, and one item's e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ..checksum import Buffer
 from ..errors import Code, FS3Error
-from ..ids import ChunkId
 from ..layout import FILE_LENGTH_MAX, split
 from .each import each
 from .file import FileClient, FileHandle
-from .reading import ChunkRead
+from .inode import OpenInode
+from .packed import Plan
 
 Read = tuple[FileHandle, int, memoryview]
 """An open file, an offset in bytes, and where as many bytes as fit there are to go."""
@@ -29,20 +29,27 @@ async def read_many(client: FileClient, items: Sequence[Read]) -> list[Result]:
     Errors of items, in their places: BAD_HANDLE (closed), INVALID (offset below 0), STALE_HANDLE (the file is gone), and
     what storage raises. Where an item failed, its memory holds anything. Cancelled, nothing writes to the memory any more.
     """
-    results: list[Result] = [0] * len(items)
+    results: list[Result] = [len(into) for _, _, into in items]
     past: list[int] = []
-    reads: list[ChunkRead] = []
-    owners: list[int] = []
+    owners = list(range(len(items)))  # of the plan's reads, which are as many at least
+    plan = client.storage.plan(len(items))
+    add = plan.add
     for position, (handle, offset, into) in enumerate(items):
+        state = handle.inode
+        length = len(into)
         if handle.closed:
-            results[position] = FS3Error(Code.BAD_HANDLE, f"inode {handle.inode.id} was closed")
+            results[position] = FS3Error(Code.BAD_HANDLE, f"inode {state.id} was closed")
         elif offset < 0:
             results[position] = FS3Error(Code.INVALID, f"offset {offset}")
-        elif offset + len(into) > handle.inode.length:
+        elif offset + length > state.length:
             past.append(position)
-        elif len(into):
-            results[position] = len(into)
-            _cut(items[position], into, position, reads, owners)
+        elif length:
+            size, chains = state.chunk_size, state.chains
+            index, within = divmod(offset, size)
+            if within + length <= size:
+                add(position, chains[index % len(chains)], state.id, index, within, into, length)
+            else:
+                _split(plan, owners, position, state, offset, into)
     if past:
         await _learn_lengths(client, items, past, results)
         for position in past:
@@ -51,56 +58,46 @@ async def read_many(client: FileClient, items: Sequence[Read]) -> list[Result]:
             handle, offset, into = items[position]
             count = results[position] = max(0, min(len(into), handle.inode.length - offset))
             if count:
-                _cut(items[position], into[:count], position, reads, owners)
-    if reads:
-        await _read(client, items, reads, owners, results)
+                _split(plan, owners, position, handle.inode, offset, into[:count])
+    await _read(client, plan, owners, items, results)
     return results
 
 
-def _cut(item: Read, into: memoryview, position: int, reads: list[ChunkRead], owners: list[int]) -> None:
-    """Make the reads of an item's chunks."""
-    state, offset = item[0].inode, item[1]
-    size, chains = state.chunk_size, state.chains
-    index, within = divmod(offset, size)
-    if within + len(into) <= size:
-        reads.append(ChunkRead(chains[index % len(chains)], ChunkId(state.id, index), within, into))
-        owners.append(position)
-        return
-    for extent in split(state.layout, chains, offset, len(into)):
-        start = extent.file_offset - offset
-        view = into[start : start + extent.length]
-        reads.append(ChunkRead(extent.chain, ChunkId(state.id, extent.index), extent.offset, view))
+def _split(plan: Plan, owners: list[int], position: int, state: OpenInode, offset: int, into: memoryview) -> None:
+    """Add a read that may lie in several chunks."""
+    at = 0
+    for extent in split(state.layout, state.chains, offset, len(into)):
+        view = into[at : at + extent.length]
+        at += extent.length
+        plan.add(len(owners), extent.chain, state.id, extent.index, extent.offset, view, extent.length)
         owners.append(position)
 
 
-async def _learn_lengths(client: FileClient, items: Sequence[Read], past: list[int], results: list[Result]) -> None:
-    """Ask how long files are that items seem to reach behind: others may have made them longer."""
-    positions: dict[int, list[int]] = {}  # by inode
-    for position in past:
-        positions.setdefault(items[position][0].inode.id, []).append(position)
+async def _learn_lengths(client: FileClient, items: Sequence[Read], positions: Iterable[int], results: list[Result]) -> None:
+    """Ask how long the files of these are: others may have made them longer, or removed them."""
+    by_inode: dict[int, list[int]] = {}
+    for position in positions:
+        by_inode.setdefault(items[position][0].inode.id, []).append(position)
 
     async def ask(inode: int) -> None:
         try:
             await client.getattr(inode)  # this updates what its handles know
         except FS3Error as error:
-            for position in positions[inode]:
+            for position in by_inode[inode]:
                 results[position] = error
 
-    await each(positions, ask, ASK_AT_ONCE)
+    await each(by_inode, ask, ASK_AT_ONCE)
 
 
-async def _read(
-    client: FileClient, items: Sequence[Read], reads: list[ChunkRead], owners: list[int], results: list[Result]
-) -> None:
+async def _read(client: FileClient, plan: Plan, owners: list[int], items: Sequence[Read], results: list[Result]) -> None:
     deadline = client.env.monotonic() + client.settings.io_timeout / 1000
     errors: dict[int, FS3Error] = {}
-    lengths = await client.storage.read(reads, deadline=deadline, errors=errors)
-    if sum(lengths) < sum([len(read.into) for read in reads]):
+    short = await client.storage.read_planned(plan, deadline=deadline, errors=errors)
+    if short:
         # Holes, where the files are still there and nobody has cut them.
-        short = [owners[at] for at, read in enumerate(reads) if lengths[at] < len(read.into) and at not in errors]
-        await _learn_lengths(client, items, short, results)
-    for at, error in errors.items():
-        results[owners[at]] = error
+        await _learn_lengths(client, items, {owners[number] for number in short if number not in errors}, results)
+    for number, error in errors.items():
+        results[owners[number]] = error
 
 
 async def write_many(client: FileClient, items: Sequence[Write]) -> list[Result]:

@@ -6,8 +6,7 @@ while this process verifies. Neighbouring reads of a chunk are one range to the 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from ..api.packed import READ_PACKED, PackedReadReply, PackedReadRequest, Place, pack_ranges, unpack_numbers
 from ..api.storage import READ_RANGES_MAX
@@ -23,93 +22,169 @@ from .selection import ReplicaSelector
 
 REQUEST_BYTES = 1024 * 1024
 """Of one request, unless a single range has more."""
-REQUEST_RANGES_MIN = 32
+REQUEST_RANGES_MIN = 64
 """A batch of more ranges than this is cut into REQUESTS requests, or more."""
 REQUESTS = 4
 UNDER_WAY_MAX = 4
 """Requests of one batch to one daemon at a time."""
 
-Failed = Callable[[int, int, FS3Error], None]
-"""Told of each read that failed: its position, the target (0: none could be asked), and why."""
-
-
 Suspect = Callable[[str, int, ChunkId, FS3Error], Awaitable[None]]
 """Tells the daemon at an address that a target gave bytes of a chunk that do not match."""
+Failure = tuple[int, int, FS3Error]
+"""The position of a read that failed, the target that was asked (0: none could be), and why."""
 
 
 class _Request:
-    """Ranges for one node. into: the memory of all reads in order; owners: of each range the positions of its reads."""
+    """Ranges for one node, in columns. into: the memory of all reads in order, owners: their positions. counts: how many
+    reads each range is."""
 
     __slots__ = (
-        "attempt_s",
-        "indexes",
-        "inodes",
-        "into",
-        "lengths",
-        "node",
-        "numbers",
-        "offsets",
-        "owners",
-        "places",
-        "size",
-    )
+        "attempt_s", "counts", "end", "indexes", "inodes", "into", "lengths", "node", "numbers", "offsets",
+        "owners", "places", "size",
+    )  # fmt: skip
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node | None) -> None:
         self.node = node
-        self.places: dict[int, tuple[int, Place]] = {}  # number and place, by target
+        self.places: list[Place] = []
         self.numbers: list[int] = []
         self.inodes: list[int] = []
         self.indexes: list[int] = []
         self.offsets: list[int] = []
         self.lengths: list[int] = []
-        self.owners: list[list[int]] = []
+        self.counts: list[int] = []
         self.into: list[memoryview] = []
+        self.owners: list[int] = []
         self.size = 0
+        self.end = -1  # of the last range in its chunk
         self.attempt_s = 0.0
-
-    def add(self, position: int, read: ChunkRead, size: int, choice: _Choice) -> None:
-        """One more range, or a longer one."""
-        self.into.append(read.into)
-        self.size += size
-        chunk, offset = read.chunk, read.offset
-        if (
-            self.owners
-            and offset == self.offsets[-1] + self.lengths[-1]
-            and chunk.index == self.indexes[-1]
-            and chunk.inode == self.inodes[-1]
-        ):
-            self.lengths[-1] += size
-            self.owners[-1].append(position)
-            return
-        place = self.places.get(choice.target)
-        if place is None:
-            place = self.places[choice.target] = len(self.places), Place(read.chain, choice.version, choice.target)
-            self.attempt_s = max(self.attempt_s, choice.attempt_s)
-        self.numbers.append(place[0])
-        self.inodes.append(chunk.inode)
-        self.indexes.append(chunk.index)
-        self.offsets.append(offset)
-        self.lengths.append(size)
-        self.owners.append([position])
-
-    def target(self, number: int) -> int:
-        """Of a range."""
-        wanted = self.numbers[number]
-        return next(target for target, (place, _) in self.places.items() if place == wanted)
 
     def message(self) -> PackedReadRequest:
         columns = self.numbers, self.inodes, self.indexes, self.offsets, self.lengths
-        return PackedReadRequest(tuple([place for _, place in self.places.values()]), pack_ranges(columns))
+        return PackedReadRequest(tuple(self.places), pack_ranges(columns))
+
+    def reads(self) -> Iterator[tuple[int, ChunkRead]]:
+        """All reads with their positions."""
+        at = 0
+        for number, count in enumerate(self.counts):
+            chunk = ChunkId(self.inodes[number], self.indexes[number])
+            offset = self.offsets[number]
+            for view, position in zip(self.into[at : at + count], self.owners[at : at + count], strict=True):
+                yield position, ChunkRead(self.places[self.numbers[number]].chain, chunk, offset, view)
+                offset += len(view)
+            at += count
 
 
-@dataclass(slots=True)
-class _Choice:
-    """Where to read chunks of a chain."""
+class _Lane:
+    """The ranges that go to one target. number: of its place in the request that is being filled."""
 
-    target: int
-    node: Node
-    version: int
-    attempt_s: float
+    __slots__ = ("attempt_s", "node", "number", "place", "request")
+
+    def __init__(self, place: Place, node: Node, attempt_s: float, request: _Request) -> None:
+        self.place = place
+        self.node = node
+        self.attempt_s = attempt_s
+        self.request = request
+        self.number = 0
+
+
+class Plan:
+    """Which requests are to be sent. Reads are numbered by their caller."""
+
+    def __init__(self, routing: RoutingInfo, selector: ReplicaSelector, count: int, now: float) -> None:
+        """count: of the reads that will be added, about."""
+        self.requests: list[_Request] = []
+        self.homeless: list[tuple[int, ChunkRead]] = []  # reads that no target serves
+        self._routing = routing
+        self._selector = selector
+        self._now = now
+        self._ranges_max = min(READ_RANGES_MAX, max(REQUEST_RANGES_MIN, -(-count // REQUESTS)))
+        self._lanes: dict[int, _Lane] = {}  # by chain, where all its chunks are read from one target
+        self._targets: dict[int, _Lane] = {}
+        self._filling: dict[int, _Request] = {}  # by node
+        self._none = _Request(None)
+        self._none.size = REQUEST_BYTES
+
+    def add(self, position: int, chain: int, inode: int, index: int, offset: int, into: memoryview, size: int) -> None:
+        """Read `size` bytes, at least one, at `offset` of a chunk into `into`, which is as long."""
+        lane = self._lanes.get(chain) or self._lane(chain, inode, index)
+        if lane is None:
+            self.homeless.append((position, ChunkRead(chain, ChunkId(inode, index), offset, into)))
+            return
+        request = lane.request
+        if request.size + size > REQUEST_BYTES or len(request.numbers) >= self._ranges_max:
+            request = self._renew(lane, size)
+        request.size += size
+        request.into.append(into)
+        request.owners.append(position)
+        if offset == request.end and index == request.indexes[-1] and inode == request.inodes[-1]:
+            request.lengths[-1] += size
+            request.counts[-1] += 1
+        else:
+            request.numbers.append(lane.number)
+            request.inodes.append(inode)
+            request.indexes.append(index)
+            request.offsets.append(offset)
+            request.lengths.append(size)
+            request.counts.append(1)
+        request.end = offset + size
+
+    def reads(self) -> dict[int, ChunkRead]:
+        """All reads by their positions."""
+        found = dict(self.homeless)
+        for request in self.requests:
+            found.update(request.reads())
+        return found
+
+    def _renew(self, lane: _Lane, size: int) -> _Request:
+        """Let a lane fill the next request to its node."""
+        node = lane.node.id
+        request = self._filling.get(node)
+        if (
+            request is None
+            or request is lane.request
+            or request.size + size > REQUEST_BYTES
+            or len(request.numbers) >= self._ranges_max
+        ):
+            request = self._filling[node] = _Request(lane.node)
+            self.requests.append(request)
+        lane.request = request
+        lane.number = len(request.places)
+        request.places.append(lane.place)
+        request.attempt_s = max(request.attempt_s, lane.attempt_s)
+        return request
+
+    def _lane(self, chain_id: int, inode: int, index: int) -> _Lane | None:
+        """Pick a replica for a chunk."""
+        routing = self._routing
+        chain = routing.chains.get(chain_id)
+        if chain is None:
+            return None
+        only = self._selector.only(routing, chain)
+        target = only
+        if target is None:
+            target = self._selector.pick(routing, chain, ChunkId(inode, index), NOBODY, self._now)
+        node = routing.node_of(target) if target is not None else None
+        if target is None or node is None:
+            return None
+        lane = self._targets.get(target)
+        if lane is None:
+            attempt_s = FIRST_READ_ATTEMPT_S if len(chain.targets) > 1 else ATTEMPT_S
+            lane = self._targets[target] = _Lane(Place(chain_id, chain.version, target), node, attempt_s, self._none)
+        if only is not None:
+            self._lanes[chain_id] = lane
+        return lane
+
+
+class Outcome:
+    """What became of a plan's reads. short: how many bytes there were, by position, where there were fewer than asked for.
+    untried: the positions of those that are to be asked for in another way, since their daemon is too old."""
+
+    __slots__ = ("failures", "short", "untried")
+
+    def __init__(self) -> None:
+        self.failures: list[Failure] = []
+        self.short: dict[int, int] = {}
+        self.untried: list[int] = []
 
 
 class PackedReads:
@@ -122,75 +197,30 @@ class PackedReads:
         self._suspect = suspect
         self._older: set[tuple[str, int]] = set()  # daemons that do not know the method: address and incarnation
 
-    async def read(
-        self, routing: RoutingInfo, reads: Sequence[ChunkRead], lengths: list[int], deadline: float, failed: Failed
-    ) -> list[int]:
-        """Fill the reads' memory and `lengths`. Returns the positions of those that were not tried, for a daemon that is too
-        old for it."""
-        untried: list[int] = []
-        requests = self._plan(routing, reads, untried, failed)
+    def plan(self, routing: RoutingInfo, count: int) -> Plan:
+        return Plan(routing, self._selector, count, self._env.monotonic())
 
-        async def ask(request: _Request) -> None:
-            if not await self._ask(request, reads, lengths, deadline, failed):
-                untried.extend([position for owners in request.owners for position in owners])
-
+    async def read(self, plan: Plan, deadline: float) -> Outcome:
+        """Fill the reads' memory, with zeros behind what a chunk has."""
+        outcome = Outcome()
+        for position, read in plan.homeless:
+            error = FS3Error(Code.CHAIN_UNAVAILABLE, f"chain {read.chain} has no serving target")
+            outcome.failures.append((position, 0, error))
+        requests = plan.requests
         if len(requests) == 1:
-            await ask(requests[0])
+            await self._ask(requests[0], outcome, deadline)
         elif requests:
-            await each(requests, ask, UNDER_WAY_MAX * len({request.node.id for request in requests}))
-        return untried
+            nodes = len({request.node.id for request in requests if request.node is not None})
+            await each(requests, lambda request: self._ask(request, outcome, deadline), UNDER_WAY_MAX * nodes)
+        return outcome
 
-    # Planning
-
-    def _plan(self, routing: RoutingInfo, reads: Sequence[ChunkRead], untried: list[int], failed: Failed) -> list[_Request]:
-        """Pick a replica for each read, and gather reads by node."""
-        now = self._env.monotonic()
-        requests: list[_Request] = []
-        filling: dict[int, _Request] = {}  # by node
-        known: dict[int, _Choice] = {}  # by chain
-        ranges_max = min(READ_RANGES_MAX, max(REQUEST_RANGES_MIN, -(-len(reads) // REQUESTS)))
-        for position, read in enumerate(reads):
-            choice = known.get(read.chain) or self._choose(routing, read, now, known)
-            if choice is None:
-                failed(position, 0, FS3Error(Code.CHAIN_UNAVAILABLE, f"chain {read.chain} has no serving target"))
-                continue
-            node = choice.node
-            size = len(read.into)
-            if not size:
-                continue
-            request = filling.get(node.id)
-            if request is None or request.size + size > REQUEST_BYTES or len(request.owners) >= ranges_max:
-                if self._older and (node.address, node.incarnation) in self._older:
-                    untried.append(position)
-                    continue
-                request = filling[node.id] = _Request(node)
-                requests.append(request)
-            request.add(position, read, size, choice)
-        return requests
-
-    def _choose(self, routing: RoutingInfo, read: ChunkRead, now: float, known: dict[int, _Choice]) -> _Choice | None:
-        """Where to read a chunk; `known` takes what holds for its whole chain."""
-        chain = routing.chains.get(read.chain)
-        if chain is None:
-            return None
-        only = self._selector.only(routing, chain)
-        target = only if only is not None else self._selector.pick(routing, chain, read.chunk, NOBODY, now)
-        node = routing.node_of(target) if target is not None else None
-        if target is None or node is None:
-            return None
-        attempt_s = FIRST_READ_ATTEMPT_S if len(chain.targets) > 1 else ATTEMPT_S
-        choice = _Choice(target, node, chain.version, attempt_s)
-        if only is not None:
-            known[chain.id] = choice
-        return choice
-
-    # Asking
-
-    async def _ask(
-        self, request: _Request, reads: Sequence[ChunkRead], lengths: list[int], deadline: float, failed: Failed
-    ) -> bool:
-        """Send one request and take in what it answers. False where the daemon is too old."""
+    async def _ask(self, request: _Request, outcome: Outcome, deadline: float) -> None:
+        """Send one request and take in what it answers."""
         node, into = request.node, request.into
+        assert node is not None
+        if self._older and (node.address, node.incarnation) in self._older:
+            outcome.untried += request.owners
+            return
         started = self._env.monotonic()
         attempt_s = 0.0005 if self._env.rare("client.read.impatient") else request.attempt_s
         limit = min(deadline, started + attempt_s + request.size / SLOWEST_BYTES_PER_S)
@@ -198,26 +228,36 @@ class PackedReads:
             reply, payload = await self._rpc.call_bulk(
                 node.address, READ_PACKED, request.message(), deadline=limit, into=into[0] if len(into) == 1 else into
             )
-            wrong = _Answer(request, reply, payload).take(lengths)
+            wrong = _Answer(request, reply, payload).take(outcome.short)
         except FS3Error as error:
             if error.code is Code.UNKNOWN_METHOD:
                 self._older.add((node.address, node.incarnation))
-                return False
+                outcome.untried += request.owners
+                return
             if action_for(error) is Action.ELSEWHERE:
                 self._selector.failed(node.id, self._env.monotonic())
-            for number, owners in enumerate(request.owners):
-                for position in owners:
-                    failed(position, request.target(number), error)
-            return True
+            self._fail(request, dict.fromkeys(range(len(request.counts)), error), outcome)
+            return
         now = self._env.monotonic()
         self._selector.succeeded(node.id, now - started, now)
-        for number, why in wrong:
-            target, owners = request.target(number), request.owners[number]
-            if why.code is Code.CHECKSUM and not any(failure.position == number for failure in reply.failures):
-                await self._suspect(node.address, target, reads[owners[0]].chunk, why)
-            for position in owners:
-                failed(position, target, why)
-        return True
+        if wrong:
+            told = {failure.position for failure in reply.failures}
+            for number, why in wrong.items():
+                if number not in told:
+                    chunk = ChunkId(request.inodes[number], request.indexes[number])
+                    await self._suspect(node.address, request.places[request.numbers[number]].target, chunk, why)
+            self._fail(request, wrong, outcome)
+
+    @staticmethod
+    def _fail(request: _Request, errors: dict[int, FS3Error], outcome: Outcome) -> None:
+        """Note what ranges met for each of their reads."""
+        at = 0
+        for number, count in enumerate(request.counts):
+            error = errors.get(number)
+            if error is not None:
+                target = request.places[request.numbers[number]].target
+                outcome.failures += [(position, target, error) for position in request.owners[at : at + count]]
+            at += count
 
 
 class _Answer:
@@ -232,57 +272,55 @@ class _Answer:
         asked = request.lengths
         self._lengths: Sequence[int] = unpack_numbers(reply.lengths) if reply.lengths else asked
         if len(self._lengths) != len(asked) or (self._failures and not reply.lengths):
-            raise ProtocolError(f"{request.node.address} answered {len(self._lengths)} of {len(asked)} ranges")
+            raise ProtocolError(f"a reply with {len(self._lengths)} of {len(asked)} ranges")
         into = request.into
         if (len(payload) and len(into) > 1) or reply.lengths:
-            data = payload if len(payload) or len(into) == 1 else memoryview(b"".join(into))
-            self._spread(data)
+            self._spread(payload if len(payload) or len(into) == 1 else memoryview(b"".join(into)))
 
     def _spread(self, data: memoryview) -> None:
         """Put bytes that did not land where they belong there, and zeros behind what there is less of."""
         request = self._request
         views = iter(request.into)
         at = 0
-        for length, asked, owners in zip(self._lengths, request.lengths, request.owners, strict=True):
+        for length, asked, count in zip(self._lengths, request.lengths, request.counts, strict=True):
             if length > asked or at + length > len(data):
-                raise ProtocolError(f"{request.node.address} sent {length} bytes of {asked}, {len(data)} in all")
-            for _ in owners:
+                raise ProtocolError(f"{length} bytes of {asked} announced, {len(data)} came in all")
+            for _ in range(count):
                 view = next(views)
-                count = min(length, len(view))
-                view[:count] = data[at : at + count]
-                if count < len(view):
-                    view[count:] = bytes(len(view) - count)
-                at += count
-                length -= count
+                size = min(length, len(view))
+                view[:size] = data[at : at + size]
+                if size < len(view):
+                    view[size:] = bytes(len(view) - size)
+                at += size
+                length -= size
 
-    def take(self, lengths: list[int]) -> list[tuple[int, FS3Error]]:
-        """Verify all bytes; `lengths` takes how many there were. Returns the ranges that are not there, and why."""
+    def take(self, short: dict[int, int]) -> dict[int, FS3Error]:
+        """Verify all bytes. short: see Outcome. Returns why ranges are not there, by their numbers."""
         request = self._request
         checksums, into = self._checksums, request.into
-        if len(into) == len(request.owners) == len(checksums) and self._lengths is request.lengths:
+        if len(into) == len(request.counts) == len(checksums) and self._lengths is request.lengths:
             # The usual: one read and one checksum for each.
             wrong = [number for number, view in enumerate(into) if crc32c(view) != checksums[number]]
-            for view, owners in zip(into, request.owners, strict=True):
-                lengths[owners[0]] = len(view)
-            return [(number, self._mismatch(number)) for number in wrong]
-        return self._take_any(lengths)
+            return {number: self._mismatch(number) for number in wrong}
+        return self._take_any(short)
 
-    def _take_any(self, lengths: list[int]) -> list[tuple[int, FS3Error]]:
+    def _take_any(self, short: dict[int, int]) -> dict[int, FS3Error]:
         request = self._request
-        found = []
+        found = {}
         first = 0
-        for number, (owners, length) in enumerate(zip(request.owners, self._lengths, strict=True)):
-            views = request.into[first : first + len(owners)]
-            first += len(owners)
+        for number, (count, length, asked) in enumerate(zip(request.counts, self._lengths, request.lengths, strict=True)):
+            views = request.into[first : first + count]
             failure = self._failures.get(number)
             if failure is not None:
-                found.append((number, error_of(failure.code, failure.message)))
+                found[number] = error_of(failure.code, failure.message)
             elif not self._matches(request.offsets[number], length, views):
-                found.append((number, self._mismatch(number)))
-            else:
-                for position, view in zip(owners, views, strict=True):
-                    lengths[position] = min(len(view), length)
-                    length -= lengths[position]
+                found[number] = self._mismatch(number)
+            elif length < asked:
+                for position, view in zip(request.owners[first : first + count], views, strict=True):
+                    if length < len(view):
+                        short[position] = max(0, length)
+                    length -= len(view)
+            first += count
         return found
 
     def _matches(self, offset: int, length: int, views: list[memoryview]) -> bool:

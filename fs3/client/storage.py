@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol, TypeVar
 
 import trio
@@ -45,7 +44,7 @@ from ..routing import Chain, RoutingInfo
 from ..transport.buffers import BufferPool
 from ..wire.frame import PAYLOAD_SIZE_MAX
 from .channels import ChannelPool
-from .packed import PackedReads
+from .packed import PackedReads, Plan
 from .reading import (
     ATTEMPT_S,
     FIRST_READ_ATTEMPT_S,
@@ -171,15 +170,66 @@ class StorageClient:
         Raises FS3Error(DEADLINE_EXCEEDED), naming the last error, when not all could be read in time. errors: takes the
         errors of single reads, by their positions, instead of having the first one raised.
         """
-        lengths = [0] * len(reads)
+        lengths = [len(read.into) for read in reads]
+        failures: list[_Failure] = []
         pending: Sequence[int] = range(len(reads))
+        if len(reads) > 1:
+            plan = self.plan(len(reads))
+            for position, read in enumerate(reads):
+                if read.into:
+                    chunk = read.chunk
+                    plan.add(position, read.chain, chunk.inode, chunk.index, read.offset, read.into, len(read.into))
+            pending = await self._try_packed(plan, lengths, failures, deadline)
+        if failures or pending:
+            await self._read_all(reads, pending, lengths, failures, deadline, errors)
+        return lengths
+
+    def plan(self, count: int) -> Plan:
+        """To be filled with about so many reads, for `read_planned`."""
+        return self._packed.plan(self.mgmtd.routing, count)
+
+    async def read_planned(self, plan: Plan, *, deadline: float, errors: dict[int, FS3Error]) -> dict[int, int]:
+        """As `read`; returns how many bytes there were where chunks had fewer than asked for."""
+        outcome = await self._packed.read(plan, deadline)
+        if not outcome.failures and not outcome.untried:
+            return outcome.short
+        by_position = plan.reads()
+        positions = sorted({*[position for position, _, _ in outcome.failures], *outcome.untried})
+        places = {position: place for place, position in enumerate(positions)}
+        reads = [by_position[position] for position in positions]
+        lengths = [len(read.into) for read in reads]
+        failures = [_Failure(places[position], target, error) for position, target, error in outcome.failures]
+        pending = [places[position] for position in outcome.untried]
+        found: dict[int, FS3Error] = {}
+        await self._read_all(reads, pending, lengths, failures, deadline, found)
+        errors.update({positions[place]: error for place, error in found.items()})
+        for position, read, length in zip(positions, reads, lengths, strict=True):
+            if length < len(read.into):
+                outcome.short[position] = length
+        return outcome.short
+
+    async def _try_packed(self, plan: Plan, lengths: list[int], failures: list[_Failure], deadline: float) -> list[int]:
+        """Returns the positions of reads that were not tried."""
+        outcome = await self._packed.read(plan, deadline)
+        for position, length in outcome.short.items():
+            lengths[position] = length
+        failures += [_Failure(position, target, error) for position, target, error in outcome.failures]
+        return outcome.untried
+
+    async def _read_all(
+        self,
+        reads: Sequence[ChunkRead],
+        pending: Sequence[int],
+        lengths: list[int],
+        failures: list[_Failure],
+        deadline: float,
+        errors: dict[int, FS3Error] | None,
+    ) -> None:
+        """Read the pending ones, and those that failed already, until all are read or can be read no more."""
         tried: dict[int, frozenset[int]] = {}
         retry: _Retry | None = None
         while True:
             routing = self.mgmtd.routing
-            failures: list[_Failure] = []
-            if retry is None and len(reads) > 1:
-                pending = await self._packed.read(routing, reads, lengths, deadline, partial(_note, failures))
             batches = self._plan(routing, reads, pending, tried, failures)
             if len(batches) == 1:
                 await self._read_batch(routing, batches[0], reads, lengths, failures, deadline)
@@ -188,11 +238,12 @@ class StorageClient:
                     for batch in batches:
                         nursery.start_soon(self._read_batch, routing, batch, reads, lengths, failures, deadline)
             if not failures:
-                return lengths
+                return
             if retry is None:
                 retry = _Retry(self, f"read of {reads[failures[0].position].chunk}", deadline)
             error = self._judge(routing, reads, failures, tried, errors)
             pending = [failure.position for failure in failures if errors is None or failure.position not in errors]
+            failures = []
             if error is not None:
                 try:
                     await retry.pause(error, routing.version)
@@ -200,9 +251,9 @@ class StorageClient:
                     if errors is None:
                         raise
                     errors.update(dict.fromkeys(pending, late))
-                    return lengths
+                    return
             elif not pending:
-                return lengths
+                return
 
     async def read_one(self, read: ChunkRead, *, deadline: float) -> int:
         """As `read`, of one range."""
@@ -501,10 +552,6 @@ class StorageClient:
                 if retry is None:
                     retry = _Retry(self, what, deadline)
                 await retry.pause(error, routing.version)
-
-
-def _note(failures: list[_Failure], position: int, target: int, error: FS3Error) -> None:
-    failures.append(_Failure(position, target, error))
 
 
 def _rejoin(buffers: Sequence[memoryview], results: Sequence[ReadResult]) -> memoryview:

@@ -11,8 +11,10 @@ from ..api.meta import Access, Attr, Caller, FileKind, RenameFlags
 from ..api.meta_locks import LOCK_END
 from ..errors import Code, FS3Error
 from ..ids import ROOT_INODE
+from ..memory import Memory
+from ..transport.registered import Registration
 from . import ranges
-from .batch import Range, Result, fetch_batch, first_error, pieces, read_batch, readable, write_batch
+from .batch import Range, Result, fetch_batch, first_error, pieces, read_batch, readable, writable, write_batch
 from .file import FileClient, FileHandle
 from .locks import Lock
 
@@ -304,6 +306,19 @@ class Paths:
             await file.write_at(0, data)
 
     # Many ranges at once
+
+    def register(self, buffer: Any, fd: int = -1) -> Registration:
+        """Let reads into a buffer, and writes out of it, go without copies in this process where they can: by RDMA for any
+        memory, and from storage daemons of this host into shared memory (fs3.memory.Memory above all; a memfd, POSIX). Where
+        they cannot nothing changes.
+
+        buffer: writable memory, or a Memory. fd: of the shared memory of which it is a mapping; found where the process has
+        it open. Close what is returned, or leave it as a context, before the memory is used for other things. Raises
+        ValueError, TypeError on buffers of no use.
+        """
+        if isinstance(buffer, Memory):
+            return self._client.register(buffer.view, buffer.fd)
+        return self._client.register(writable(buffer), fd)
 
     async def read_batch(self, items: Sequence[Range], into: Any, *, strict: bool = False) -> list[Result]:
         """Read many ranges (path or open file, offset, length), in few requests for each storage daemon.

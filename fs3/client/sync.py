@@ -27,6 +27,7 @@ from ..api.meta import Attr, Caller, RenameFlags
 from ..env import Env
 from ..errors import Code, FS3Error
 from ..transport.base import Transport
+from ..transport.registered import Registration
 from ..transport.registry import Transports
 from .batch import Result
 from .connect import connect as connect_async
@@ -233,6 +234,33 @@ class File(io.RawIOBase):
                 raise  # else the client ended before its files, and nothing is lost
 
 
+class Registered:
+    """Memory that is registered with a FileSystem, in this process; see `FileSystem.register`."""
+
+    def __init__(self, fs: FileSystem, registration: Registration) -> None:
+        self._fs = fs
+        self._pid = os.getpid()
+        self._registration = registration
+
+    def close(self) -> None:
+        """Returns when nothing touches the memory any more for calls that were given up, or of other threads. May be called
+        again, and in a forked process, where it does nothing."""
+        if self._pid != os.getpid():
+            return
+        try:
+            self._fs.call(self._registration.close)
+        except FS3Error as error:
+            if error.code is not Code.SHUTTING_DOWN:
+                raise
+            self._registration.release()
+
+    def __enter__(self) -> Registered:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
 class FileSystem:
     """Calls by path; see fs3.client.paths.Paths, whose methods these are, blocking."""
 
@@ -388,6 +416,15 @@ class FileSystem:
 
     def write_file(self, path: str, data: Any) -> None:
         self.call(self.paths.write_file, path, data)
+
+    def register(self, buffer: Any, fd: int = -1) -> Registered:
+        """As fs3.client.paths.Paths.register. A process that is forked has to register for itself."""
+        paths = self.paths
+
+        async def register() -> Registration:
+            return paths.register(buffer, fd)
+
+        return Registered(self, self.call(register))
 
     def read_batch(self, items: Sequence[tuple[str | File, int, int]], into: Any, *, strict: bool = False) -> list[Result]:
         paths = self.paths

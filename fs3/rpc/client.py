@@ -72,7 +72,7 @@ class _Link:
         self._next_id = request_id + 1
         connection = self.connection
         registered = self.client.env.transport.registered
-        used = registered.use(into, payload) if registered is not None else ()
+        use = registered.use(into, payload) if registered is not None else None
         pending = self.outstanding[request_id] = _Pending(now, deadline)
         if deadline < self.client.wakes_at:
             self.client.watch(deadline)
@@ -86,6 +86,8 @@ class _Link:
             # Requests of callers that run in the same turn leave together: there are such when replies woke several, and
             # likely where many calls are under way.
             more = connection.gathers and (self._waking > 0 or len(self.outstanding) > GATHER_FROM)
+            if use is not None and use.whole:
+                connection.use = use
             rest = connection.start_send(Frame(Kind.REQUEST, method, flags, request_id, timeout_ms, body), payload, more)
             if more and self._flusher is not None:
                 trio.lowlevel.reschedule(self._flusher)
@@ -113,8 +115,9 @@ class _Link:
             if into is not None and not connection.withdraw_now(request_id):
                 with trio.CancelScope(shield=True):
                     await connection.withdraw(request_id)
-            for registration in used:
-                registration.end_call()
+            if use is not None:
+                connection.use = None
+                use.end()
             if self.client.links.get(self.address) is not self and not self.outstanding:
                 self.scope.cancel()  # retired, and this was its last call
         if pending.error is not None:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 
 from ..wire.frame import Frame
-from .registered import Registered, Registration
+from .registered import Registered, Registration, Use
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,8 @@ class Connection(ABC):
     """Whether `start_send` does anything with `more`."""
     scatters = False
     """Whether `expose` takes several buffers."""
+    use: Use | None = None
+    """Set by the sender of a request, right before: the registered memory in which its buffers are, if all of them are."""
 
     @abstractmethod
     async def send(self, frame: Frame, payload: Sequence[Part] = ()) -> None:

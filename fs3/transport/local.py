@@ -30,7 +30,7 @@ from ..wire.frame import FLAG_SHARED, PAYLOAD_SIZE_MAX, Frame, Kind, encode_head
 from .base import Connection, FileSlice, Listener, Loan, Part, Transport
 from .buffers import BufferPool
 from .local_memory import PLACED_SIZE_MAX, SETTLE_S, LocalLoan, OwnMemories, PeerMemories, Process, Ticket
-from .registered import Registration
+from .registered import Registration, Use
 from .shared import POOL_SIZE, PeerMemory, SharedPool
 from .tcp import KERNEL_BUFFER_SIZE, TcpConnection
 
@@ -95,7 +95,6 @@ class LocalClient(_LocalConnection):
         buffers: BufferPool,
         pool: SharedPool,
         memories: OwnMemories,
-        transport: LocalTransport,
     ) -> None:
         super().__init__(sock, peer, buffers)
         self._pool = pool
@@ -104,7 +103,6 @@ class LocalClient(_LocalConnection):
         self._memories = memories
         self._placing = False  # the server knows of registered memory
         self._placed: dict[int, Ticket] = {}  # by request: of those whose bulk data goes by registered memory
-        self._transport = transport
         self._process = Process(_credentials(sock)[0])
 
     @property
@@ -114,13 +112,14 @@ class LocalClient(_LocalConnection):
 
     def start_send(self, frame: Frame, payload: Sequence[Part] = (), more: bool = False) -> Awaitable[None] | None:
         number = frame.request_id
+        use, self.use = self.use, None
         length = sum([len(part) for part in payload]) if payload else 0
         into = self._exposed.get(number)
         room = 0 if into is None else len(into) if isinstance(into, memoryview) else sum([len(part) for part in into])
         room = min(room, PAYLOAD_SIZE_MAX)
         if (length < SHARED_MIN and room < SHARED_MIN) or not self.welcome or frame.kind is not Kind.REQUEST:
             return super().start_send(frame, payload, more)
-        flags, where = FLAG_SHARED | FLAG_PLACED, self._place(number, payload, into if room else None)
+        flags, where = FLAG_SHARED | FLAG_PLACED, self._place(number, use) if use is not None else b""
         if not where:
             slots = self._lend(number, payload, length, room)
             if slots is None:
@@ -130,13 +129,11 @@ class LocalClient(_LocalConnection):
         rest = super().start_send(shared, (where,), more)
         return None if rest is None else self._send_lent(rest, number)
 
-    def _place(self, number: int, payload: Sequence[Part], into: memoryview | Sequence[memoryview] | None) -> bytes:
-        """What to tell the server if all bulk data lies in registered memory that it has; else nothing."""
-        book = self._transport.registered
-        if not book or not self._placing or number in self._placed:
+    def _place(self, number: int, use: Use) -> bytes:
+        """What to tell the server if it has the registered memory that a request uses; else nothing."""
+        if not self._placing or number in self._placed:
             return b""
-        room = () if into is None else (into,) if isinstance(into, memoryview) else into
-        found = self._memories.place(book, payload, room)
+        found = self._memories.place(use)
         if isinstance(found, tuple):
             self._placed[number] = found[0]
             return found[1]
@@ -548,7 +545,7 @@ class LocalTransport(Transport):
             finally:
                 pool.close_fd()
                 theirs.close()
-            return LocalClient(sock, address, self._buffers, pool, OwnMemories(side), self)
+            return LocalClient(sock, address, self._buffers, pool, OwnMemories(side))
         except OSError as error:
             sock.close()
             reason = error.strerror or error

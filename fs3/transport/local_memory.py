@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from ..errors import ProtocolError
 from ..wire.frame import PAYLOAD_SIZE_MAX
 from .base import Loan
-from .registered import Registered, Registration
+from .registered import Piece, Registration, Use
 from .shared import PEER_SIZE_MAX, sealed_memory
 
 MEMORIES_MAX = 64
@@ -51,15 +51,13 @@ _PLACE = struct.Struct("<QII")
 """Offset, length, number of the memory."""
 PLACED_SIZE_MAX = _HEAD.size + 2 * PLACES_MAX * _PLACE.size
 
-Place = tuple[int, int, int]
-
 
 class Ticket:
     """Of one request. room: the memory that the server may write to while the ticket holds; addresses."""
 
     __slots__ = ("_words", "index", "room")
 
-    def __init__(self, words: memoryview, index: int, room: list[tuple[Registration, int, int]]) -> None:
+    def __init__(self, words: memoryview, index: int, room: list[Piece]) -> None:
         self._words = words
         self.index = index
         self.room = room
@@ -121,50 +119,22 @@ class OwnMemories:
         self._usable.discard(number)
         return number
 
-    def place(
-        self, book: Registered, bulk: Sequence[object], room: Sequence[memoryview]
-    ) -> tuple[Ticket, bytes] | list[Registration]:
-        """A ticket, and what to tell the server, if all of this lies in memory that it has; else what it has not got."""
+    def place(self, use: Use) -> tuple[Ticket, bytes] | list[Registration]:
+        """A ticket, and what to tell the server, if it has all of this memory; else what it has not got."""
         missing: list[Registration] = []
-        taken: list[tuple[Registration, int, int]] = []
-        of_bulk = self._places(book, bulk, missing, [])
-        of_room = self._places(book, room, missing, taken)
-        if missing or of_bulk is None or of_room is None or not self._free or len(of_bulk) + len(of_room) == 0:
+        words = []
+        for registration, begin, end in (*use.bulk, *use.room):
+            number = self.number_of(registration)
+            if number:
+                words.append(_PLACE.pack(begin - registration.begin + registration.offset, end - begin, number))
+            elif registration not in missing:
+                missing.append(registration)
+        if missing or not self._free or len(use.bulk) > PLACES_MAX or len(use.room) > PLACES_MAX:
             return missing
         index = self._free.pop()
         self._words[2 * index + 1] = 0
         self._words[2 * index] = 1
-        places = b"".join([_PLACE.pack(*place) for place in (*of_bulk, *of_room)])
-        return Ticket(self._words, index, taken), _HEAD.pack(index, len(of_bulk), len(of_room)) + places
-
-    def _places(
-        self,
-        book: Registered,
-        views: Sequence[object],
-        missing: list[Registration],
-        taken: list[tuple[Registration, int, int]],
-    ) -> list[Place] | None:
-        places: list[Place] = []
-        for view in views:
-            found = book.find(view)
-            if found is None:
-                if isinstance(view, (bytes, bytearray, memoryview)) and not len(view):
-                    continue
-                return None
-            registration, at = found
-            number = self.number_of(registration)
-            if not number:
-                if registration not in missing:
-                    missing.append(registration)
-                continue
-            length = len(view)  # type: ignore[arg-type]
-            taken.append((registration, registration.begin + at, registration.begin + at + length))
-            at += registration.offset
-            if places and places[-1][2] == number and places[-1][0] + places[-1][1] == at:
-                places[-1] = places[-1][0], places[-1][1] + length, number
-            else:
-                places.append((at, length, number))
-        return places if len(places) <= PLACES_MAX else None
+        return Ticket(self._words, index, use.room), _HEAD.pack(index, len(use.bulk), len(use.room)) + b"".join(words)
 
     def give_back(self, ticket: Ticket) -> None:
         """The server is done with its request."""

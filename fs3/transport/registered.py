@@ -10,7 +10,7 @@ import ctypes
 import fcntl
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -73,9 +73,13 @@ class Registration:
             await self._idle.wait()
         while self.holds(self.begin, self.end):  # noqa: ASYNC110 (rare, and there is nobody who could tell)
             await trio.sleep(LOOK_AGAIN_S)
+        self.release()
+
+    def release(self) -> None:
+        """As close, where nothing can be under way, since all connections have ended."""
         holders, self.holders = self.holders, {}
-        for release in holders.values():
-            release()
+        for let_go in holders.values():
+            let_go()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -87,6 +91,33 @@ class Registration:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+Piece = tuple[Registration, int, int]
+"""Registered memory, from this address to that one."""
+
+
+class Use:
+    """Registered memory that a call under way touches: the room for its reply's bulk data, and its own. whole: that is all
+    of its buffers."""
+
+    __slots__ = ("_registrations", "bulk", "room", "whole")
+
+    def __init__(self, room: list[Piece], bulk: list[Piece], whole: bool) -> None:
+        """Raises OVERLOADED."""
+        for entry, low, high in room:
+            if entry.held and entry.holds(low, high):
+                raise FS3Error(Code.OVERLOADED, "a process of this host that stands still may yet write to this memory")
+        self.room = room
+        self.bulk = bulk
+        self.whole = whole
+        self._registrations = {piece[0] for piece in (*room, *bulk)}
+        for registration in self._registrations:
+            registration.begin_call()
+
+    def end(self) -> None:
+        for registration in self._registrations:
+            registration.end_call()
 
 
 class Registered:
@@ -112,44 +143,58 @@ class Registered:
         del self._begins[at], self._entries[at]
         self._longest = max([len(entry.memory) for entry in self._entries], default=0)
 
-    def find(self, view: Any) -> tuple[Registration, int] | None:
-        """The registered memory that holds all of a buffer, and the offset in it."""
-        if not self._entries or type(view) is not memoryview or view.readonly or not len(view):
-            return None
-        begin = address_of(view)
-        end = begin + len(view)
+    def __iter__(self) -> Iterator[Registration]:
+        return iter(self._entries)
+
+    def _entry(self, begin: int, end: int) -> Registration | None:
         at = bisect_right(self._begins, begin) - 1
         while at >= 0:
             entry = self._entries[at]
             if end <= entry.end:
-                return entry, begin - entry.begin
+                return entry
             if begin - entry.begin >= self._longest:
                 break
             at -= 1  # they may overlap
         return None
 
-    def use(self, into: memoryview | Sequence[memoryview] | None, payload: Sequence[Any]) -> Sequence[Registration]:
-        """Those that a call will touch: `end_call` is due to each. Raises OVERLOADED where memory is not there for it."""
-        if not self._entries:
-            return ()
-        views = (into,) if into is None or isinstance(into, memoryview) else into
-        found: list[Registration] = []
+    def _locate(self, views: Sequence[Any]) -> tuple[list[Piece], bool]:
+        """Where these buffers are, those behind each other in one piece; and whether all are registered."""
+        pieces: list[Piece] = []
+        whole = True
+        last: Registration | None = None
+        low = high = 0  # of the last piece
         for view in views:
-            place = self.find(view)
-            if place is None:
+            length = len(view)
+            if not length:
                 continue
-            entry, offset = place
-            if entry.held and view is not None and entry.holds(entry.begin + offset, entry.begin + offset + len(view)):
-                raise FS3Error(Code.OVERLOADED, "a process of this host that stands still may yet write to this memory")
-            if entry not in found:
-                found.append(entry)
-        for part in payload:
-            place = self.find(part)
-            if place is not None and place[0] not in found:
-                found.append(place[0])
-        for entry in found:
-            entry.begin_call()
-        return found
+            if type(view) is not memoryview or view.readonly:
+                whole = False
+                continue
+            begin = _address(_from_buffer(view))
+            if last is not None and begin == high and begin + length <= last.end:
+                high += length
+                pieces[-1] = last, low, high
+                continue
+            low, high = begin, begin + length
+            if last is None or low < last.begin or high > last.end:
+                last = self._entry(low, high)
+            if last is not None:
+                pieces.append((last, low, high))
+            else:
+                whole = False
+        return pieces, whole
+
+    def use(self, into: memoryview | Sequence[memoryview] | None, payload: Sequence[Any]) -> Use | None:
+        """What a call will touch, until its `end`; None for nothing. Raises OVERLOADED where some of it is not to be had."""
+        if not self._entries:
+            return None
+        room, all_room = self._locate((into,) if isinstance(into, memoryview) else into) if into is not None else ([], True)
+        bulk, all_bulk = self._locate(payload) if payload else ([], True)
+        return Use(room, bulk, all_room and all_bulk) if room or bulk else None
+
+
+_address = ctypes.addressof
+_from_buffer = ctypes.c_char.from_buffer
 
 
 def address_of(view: memoryview) -> int:

@@ -10,6 +10,7 @@ import trio
 
 from fs3.api.meta import Attr, FileKind
 from fs3.client.file import FileClient, FileHandle
+from fs3.errors import Code
 from fs3.transport.buffers import BufferPool
 
 from .folders import Folders
@@ -19,6 +20,9 @@ from .streams import ReadPattern
 from .walks import Walks
 from .watch import Watch
 from .writebehind import Told, WriteBehind, WriteBuffers
+
+OPAQUE = frozenset({Code.INTERNAL, Code.IO, Code.DISK_FAILED, Code.CHECKSUM, Code.PROTOCOL, Code.DEADLINE_EXCEEDED})
+"""Codes that a program only sees as EIO or ETIMEDOUT: the log says more."""
 
 RING_WRITES_AT_ONCE = 32
 """Pieces of rings' writes that are under way in the mount."""

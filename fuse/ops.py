@@ -29,6 +29,7 @@ from .contents import Opened
 from .fs import FileSystem
 from .handshake import Handshake
 from .loop import RequestLoopTrio, Turn
+from .mount_state import OPAQUE
 from .walks import LIFE_S
 from .watch import Watch
 
@@ -49,9 +50,6 @@ _TYPES = {
 }
 _KINDS = {number: kind for kind, number in _TYPES.items()}
 _RENAME = {0: RenameFlags.NONE, 1: RenameFlags.NOREPLACE, 2: RenameFlags.EXCHANGE}
-
-_OPAQUE = frozenset({Code.INTERNAL, Code.IO, Code.DISK_FAILED, Code.CHECKSUM, Code.PROTOCOL, Code.DEADLINE_EXCEEDED})
-"""Codes that a program only sees as EIO or ETIMEDOUT: the log says more."""
 
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
@@ -76,7 +74,7 @@ def _posix(method: F) -> F:
             arguments[0].turn.blocked()
             return await resume(coroutine, trap)
         except FS3Error as error:
-            if error.code in _OPAQUE:
+            if error.code in OPAQUE:
                 logger.error("%s: %s", name, error)
             failed = error.errno
             raise pyfuse3.FUSEError(failed) from None

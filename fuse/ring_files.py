@@ -7,36 +7,34 @@ descriptors see what was written here at once, and reads are short only at the e
 from __future__ import annotations
 
 import errno
+import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import trio
 
 from fs3.api.meta import Access, atime_due
 from fs3.client.each import each
 from fs3.client.file import ROOT_CALLER, FileHandle
-from fs3.client.reading import ChunkRead
+from fs3.client.many import Read, read_many
 from fs3.errors import Code, FS3Error
-from fs3.ids import ChunkId
-from fs3.layout import split
 
 from .contents import Contents, access_of
+from .mount_state import OPAQUE
 from .ring_memory import RingMemory
 from .writebehind import Told
 
-SLICE_BYTES, SLICE_READS = 8 * 1024 * 1024, 256
+logger = logging.getLogger("fs3.fuse.ring_files")
+
+SLICE_BYTES = 64 * 1024 * 1024
 """Of the reads of one batch that are asked for together."""
-SLICES_AT_ONCE = 4
 WRITES_AT_ONCE = 16
 INODES_AT_ONCE = 16
 PIECE_BYTES = 4 * 1024 * 1024
 """Of a write that is copied and sent at once."""
 
 _SET_ID = 0o6000
-
-T = TypeVar("T", "RingRead", "RingWrite")
 
 
 @dataclass(slots=True, eq=False)
@@ -56,18 +54,8 @@ class RingFile:
 
 
 @dataclass(slots=True)
-class RingRead:
-    """A range of a file, and the memory that it goes to. result: bytes, or a negative errno."""
-
-    file: RingFile
-    offset: int
-    into: memoryview
-    result: int = 0
-
-
-@dataclass(slots=True)
 class RingWrite:
-    """A range of a file, and the place in memory whose bytes go there. result: as of RingRead."""
+    """A range of a file, and the place in memory whose bytes go there. result: bytes, or a negative errno."""
 
     file: RingFile
     offset: int
@@ -119,44 +107,38 @@ class RingFiles(Contents):
 
     # Reading
 
-    async def ring_read(self, items: Sequence[RingRead]) -> None:
-        """Read them all, and set their results."""
-        for file in {item.file for item in items}:
+    async def ring_read(self, files: Iterable[RingFile], reads: Sequence[Read]) -> list[int]:
+        """The bytes that each got, or a negative errno. files: all those that are read from."""
+        lost: dict[int, int] = {}
+        for file in files:
             file.was_read = True
-        if self._buffered:
-            await _by_inode(items, self._before_read)
-        past = [item for item in items if item.offset + len(item.into) > item.file.file.inode.length]
-        if past:
-            await _by_inode(past, self._learn)
-        reads, owners = _reads(items)
-        short: list[RingRead] = []
-
-        async def read(part: slice) -> None:
-            client = self._client
+            if self._buffered:
+                await self._before_read(file.file.inode.id, lost)
+        results: list[int] = []
+        for part in _slices(reads):
             some = reads[part]
-            errors: dict[int, FS3Error] = {}
-            deadline = client.env.monotonic() + client.settings.io_timeout / 1000
-            lengths = await client.storage.read(some, deadline=deadline, errors=errors)
-            for one, length, item in zip(some, lengths, owners[part], strict=True):
-                if length < len(one.into):
-                    short.append(item)
-            for number, error in errors.items():
-                owners[part.start + number].result = -error.errno
+            worst: FS3Error | None = None
+            for (handle, offset, _), result in zip(some, await read_many(self._client, some), strict=True):
+                if not isinstance(result, int):
+                    worst = result
+                    result = -result.errno
+                elif offset + result > handle.inode.length:  # others have cut it
+                    result = max(0, handle.inode.length - offset)
+                results.append(result)
+            if worst is not None and worst.code in OPAQUE:
+                logger.error("read of a ring: %s", worst)
+        if lost:
+            results = [lost.get(read[0].inode.id, result) for read, result in zip(reads, results, strict=True)]
+        return results
 
-        await each(_slices(reads), read, SLICES_AT_ONCE)
-        if short:
-            # Holes, if the file is still there and nobody has cut it.
-            await _by_inode(short, self._learn)
-            for item in short:
-                item.result = min(item.result, max(0, item.file.file.inode.length - item.offset))
-
-    async def _before_read(self, entry: RingFile) -> None:
-        buffered = self._buffered.get(entry.file.inode.id)
+    async def _before_read(self, inode: int, lost: dict[int, int]) -> None:
+        """Send what is buffered. lost: takes what to answer for files of which something was lost."""
+        buffered = self._buffered.get(inode)
         if buffered is not None:
-            await buffered.before_read()
-
-    async def _learn(self, entry: RingFile) -> None:
-        await self._client.getattr(entry.file.inode.id)
+            try:
+                await buffered.before_read()
+            except FS3Error as error:
+                lost[inode] = -error.errno
 
     # Writing
 
@@ -216,6 +198,8 @@ class RingFiles(Contents):
                     failed = error.errno or errno.EIO
                 except FS3Error as error:
                     failed = error.errno
+                    if error.code in OPAQUE:
+                        logger.error("write of a ring: %s", error)
                 else:
                     failed = 0
             self._read_ahead.wrote(file.inode, at, size)
@@ -226,13 +210,13 @@ class RingFiles(Contents):
         item.result = at - item.offset
 
 
-async def _by_inode(items: Sequence[T], call: Callable[[RingFile], Awaitable[None]]) -> None:
+async def _by_inode(items: Sequence[RingWrite], call: Callable[[RingFile], Awaitable[None]]) -> None:
     """Call for one file of each inode; an error becomes the result of all its items."""
-    by_inode: dict[int, list[T]] = {}
+    by_inode: dict[int, list[RingWrite]] = {}
     for item in items:
         by_inode.setdefault(item.file.file.inode.id, []).append(item)
 
-    async def one(some: list[T]) -> None:
+    async def one(some: list[RingWrite]) -> None:
         try:
             await call(some[0].file)
         except FS3Error as error:
@@ -242,44 +226,15 @@ async def _by_inode(items: Sequence[T], call: Callable[[RingFile], Awaitable[Non
     await each(by_inode.values(), one, INODES_AT_ONCE)
 
 
-def _reads(items: Sequence[RingRead]) -> tuple[list[ChunkRead], list[RingRead]]:
-    """The reads of chunks that these take, and which of them each is for. Results become what they are if all goes well."""
-    reads: list[ChunkRead] = []
-    owners: list[RingRead] = []
-    for item in items:
-        if item.result < 0:
-            continue
-        state, offset, into = item.file.file.inode, item.offset, item.into
-        length = len(into)
-        if offset + length > state.length:
-            length = max(0, state.length - offset)
-            into = into[:length]
-        item.result = length
-        if not length:
-            continue
-        index, within = divmod(offset, state.chunk_size)
-        if within + length <= state.chunk_size:
-            chains = state.chains
-            reads.append(ChunkRead(chains[index % len(chains)], ChunkId(state.id, index), within, into))
-            owners.append(item)
-            continue
-        for extent in split(state.layout, state.chains, offset, length):
-            start = extent.file_offset - offset
-            part = into[start : start + extent.length]
-            reads.append(ChunkRead(extent.chain, ChunkId(state.id, extent.index), extent.offset, part))
-            owners.append(item)
-    return reads, owners
-
-
-def _slices(reads: Sequence[ChunkRead]) -> list[slice]:
-    """What to ask for together."""
+def _slices(reads: Sequence[Read]) -> list[slice]:
+    """What to ask for together: a deadline counts for that much."""
     found = []
     first = size = 0
-    for number, read in enumerate(reads):
-        if number > first and (number - first == SLICE_READS or size + len(read.into) > SLICE_BYTES):
+    for number, (_, _, into) in enumerate(reads):
+        size += len(into)
+        if size > SLICE_BYTES and number > first:
             found.append(slice(first, number))
-            first, size = number, 0
-        size += len(read.into)
+            first, size = number, len(into)
     if first < len(reads):
         found.append(slice(first, len(reads)))
     return found

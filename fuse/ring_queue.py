@@ -17,11 +17,12 @@ from contextlib import suppress
 
 import trio
 
+from fs3.client.many import Read
 from fs3.env import Env
 from fs3.rings import COUNT, DaemonRing, RingError, Submission, clipped, ring_bytes
 
 from .fs import FileSystem
-from .ring_files import RingFile, RingRead, RingWrite
+from .ring_files import RingFile, RingWrite
 from .ring_memory import RingMemory, make_memory
 
 logger = logging.getLogger("fs3.fuse.ring_queue")
@@ -32,6 +33,9 @@ BOUNCE_BYTES = 4 * 1024 * 1024
 """What is read at once for memory that is not received into."""
 PRIORITIES = 3
 _OFFSET_MAX = 2**63 - 1
+
+_Part = tuple[int, RingMemory, int, RingFile, int, int]
+"""Of a read that is not received in its place: its number, memory, offset there, file, offset there, length."""
 
 
 class Queue:
@@ -248,7 +252,8 @@ class Ring:
     async def _read(self, asked: Sequence[Submission], used: set[RingFile | RingMemory]) -> list[int]:
         files, memories = self._owner.files, self._owner.memories
         results = [0] * len(asked)
-        reads: list[RingRead] = []
+        read_from: set[RingFile] = set()
+        reads: list[Read] = []
         places: list[int] = []
         bounced: list[tuple[int, RingFile, int, RingMemory, int, int]] = []
         for number, (offset, at, length, file, memory) in enumerate(asked):
@@ -259,20 +264,22 @@ class Ring:
                 continue
             if entry not in used:
                 used.add(entry)
+                read_from.add(entry)
                 entry.users += 1
             if region not in used:
                 used.add(region)
                 region.users += 1
-            view = region.view
-            if region.direct and view is not None:
-                reads.append(RingRead(entry, offset, view[at : at + length]))
+            if region.direct and region.view is not None:
+                reads.append((entry.file, offset, region.view[at : at + length]))
                 places.append(number)
             else:
                 bounced.append((number, entry, offset, region, at, length))
         if reads:
-            await self._fs.ring_read(reads)
-            for number, read in zip(places, reads, strict=True):
-                results[number] = read.result
+            found = await self._fs.ring_read(read_from, reads)
+            if len(reads) == len(asked):
+                return found
+            for number, result in zip(places, found, strict=True):
+                results[number] = result
         if bounced:
             await self._read_bounced(bounced, results)
         return results
@@ -282,7 +289,7 @@ class Ring:
     ) -> None:
         """By way of memory of our own, a part at a time: the program could change what it sees before we have verified it,
         and have us complain of replicas that are well."""
-        some: list[tuple[int, RingMemory, int, RingRead]] = []
+        some: list[_Part] = []
         size = 0
         for number, entry, offset, region, at, length in items:
             for start in range(0, length, BOUNCE_BYTES):
@@ -291,24 +298,24 @@ class Ring:
                     await self._bounce(some, results)
                     some, size = [], 0
                 if results[number] == start:  # else it ended, or failed, before
-                    some.append((number, region, at + start, RingRead(entry, offset + start, memoryview(b""))))
-                    some[-1][3].into = self._fs.ring_buffer(part)
+                    some.append((number, region, at + start, entry, offset + start, part))
                     size += part
-        await self._bounce(some, results)
+        if some:
+            await self._bounce(some, results)
 
-    async def _bounce(self, some: Sequence[tuple[int, RingMemory, int, RingRead]], results: list[int]) -> None:
-        if not some:
-            return
+    async def _bounce(self, some: Sequence[_Part], results: list[int]) -> None:
         async with self._fs.ring_room:
-            await self._fs.ring_read([read for _, _, _, read in some])
-        for number, region, at, read in some:
-            result = read.result
-            if result > 0:
-                try:
-                    region.put(at, read.into[:result])
-                except OSError as error:
-                    result = -(error.errno or errno.EFAULT)
-            results[number] = result if result < 0 else results[number] + result
+            reads: list[Read] = [
+                (entry.file, offset, self._fs.ring_buffer(length)) for _, _, _, entry, offset, length in some
+            ]
+            found = await self._fs.ring_read({part[3] for part in some}, reads)
+            for (number, region, at, _, _, _), (_, _, into), result in zip(some, reads, found, strict=True):
+                if result > 0:
+                    try:
+                        region.put(at, into[:result])
+                    except OSError as error:
+                        result = -(error.errno or errno.EFAULT)
+                results[number] = result if result < 0 else results[number] + result
 
     # Writing
 

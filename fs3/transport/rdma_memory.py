@@ -53,11 +53,12 @@ class UserRegion:
     """Memory that a user registered. It stays registered while a peer may still read or write it for a request that is under
     way, also after the user had it forgotten."""
 
-    __slots__ = ("forgotten", "region", "users")
+    __slots__ = ("forgotten", "region", "times", "users")
 
     def __init__(self, region: Region) -> None:
         self.region = region
         self.users = 0
+        self.times = 0  # it is registered
         self.forgotten = False
 
     def keep(self) -> None:
@@ -78,8 +79,8 @@ class RegisteredMemory:
         self._region_size = region_size
         self._regions_max = max(1, size_max // region_size)
         self._pool: list[tuple[Region, Slots]] = []
-        self._users: list[tuple[int, int]] = []  # address, length of what users registered, sorted
-        self._by_address: dict[int, UserRegion] = {}
+        self._places: list[tuple[int, int]] = []  # address, length of what users registered, sorted
+        self._users: dict[tuple[int, int], UserRegion] = {}
 
     @property
     def taken(self) -> int:
@@ -131,29 +132,38 @@ class RegisteredMemory:
 
     def register(self, memory: Any) -> Region:
         """Let transfers go straight to and from a writable buffer. Raises ConfigError."""
-        region = self.device.register(memory)
-        insort(self._users, (region.address, len(region.view)))
-        self._by_address[region.address] = UserRegion(region)
-        return region
+        view = memoryview(memory).cast("B")
+        place = self.device.address_of(view), len(view)
+        user = self._users.get(place)
+        if user is None:
+            user = self._users[place] = UserRegion(self.device.register(memory))
+            insort(self._places, place)
+        user.times += 1
+        return user.region
 
     def forget(self, region: Region) -> None:
         """No further request uses it. Those under way do until they are settled; that they write nothing there any more once
         their calls have ended is the calls' affair (`withdraw`)."""
-        self._users.remove((region.address, len(region.view)))
-        user = self._by_address.pop(region.address)
+        place = region.address, len(region.view)
+        user = self._users[place]
+        user.times -= 1
+        if user.times:
+            return
+        del self._users[place]
+        self._places.remove(place)
         user.forgotten = True
         if user.users == 0:
             region.close()
 
     def find(self, view: memoryview) -> tuple[UserRegion, int] | None:
         """The user's region that holds all of a buffer, and the offset in it."""
-        if not self._users or view.readonly or not len(view):
+        if not self._places or view.readonly or not len(view):
             return None
         address = self.device.address_of(view)
-        at = bisect_right(self._users, (address, 1 << 63)) - 1
-        if at < 0:
-            return None
-        begin, length = self._users[at]
-        if address + len(view) > begin + length:
-            return None
-        return self._by_address[begin], address - begin
+        at = bisect_right(self._places, (address, 1 << 63)) - 1
+        while at >= 0:
+            begin, length = place = self._places[at]
+            if address + len(view) <= begin + length:
+                return self._users[place], address - begin
+            at -= 1  # a longer one may begin before it
+        return None

@@ -195,7 +195,7 @@ class Ior:
             "read": for_read,
             "depth": io_depth,
             "priority": int(priority),
-            "timeout": timeout_s or 0,
+            "timeout_s": timeout_s or 0,
         }
         reply, fds = self._door.ask({"do": "ring", **wish}, 2)
         self._id = reply["id"]

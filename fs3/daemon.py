@@ -30,6 +30,7 @@ from .api.common import STATUS, Empty, StatusReply
 from .env import Env, SystemEnv
 from .errors import Code, ConfigError, FS3Error
 from .rpc.server import Call, RpcServer
+from .settings import RdmaKeys
 
 C = TypeVar("C")
 
@@ -160,7 +161,14 @@ async def _until_signal(name: str, config: C, run: Callable[[C, Env, Callable[[s
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_at_signal, nursery.cancel_scope)
-            env = SystemEnv(Transports(short_circuit=getattr(config, "short_circuit", True)))
+            rdma = config if isinstance(config, RdmaKeys) else RdmaKeys()
+            transports = Transports(
+                short_circuit=getattr(config, "short_circuit", True),
+                rdma_devices=rdma.rdma_devices,
+                rdma_gid=rdma.rdma_gid,
+                rdma_pool=rdma.rdma_pool,
+            )
+            env = SystemEnv(transports)
             if address := getattr(config, "metrics", ""):
                 await nursery.start(prometheus.serve, env, address)
             await run(config, env, started)

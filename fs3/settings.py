@@ -25,6 +25,22 @@ OVERRIDDEN = "its own file or flags say"
 
 
 @dataclass(frozen=True, kw_only=True)
+class RdmaKeys:
+    """Of every daemon and mount, for addresses rdma://. None of them is hot."""
+
+    rdma_devices: tuple[str, ...] = option(
+        (), help="RDMA devices to use in turn, as NAME or NAME:PORT; by default all that have a port that is up"
+    )
+    rdma_gid: int = option(
+        -1, help="index of the GID to use; -1: that of the connection's address, else RoCE v2 before others", at_least=-1
+    )
+    rdma_pool: int = option(
+        256 * _MIB, help="memory registered with each RDMA device, at most, for what passes through", unit="bytes",
+        at_least=_MIB,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class MgmtdSettings:
     """Of fs3-mgmtd."""
 
@@ -150,6 +166,9 @@ S = TypeVar("S", MgmtdSettings, MetaSettings, StorageSettings, ClientSettings)
 _WHO = "it says which daemon this is"
 _BOUND = "the daemon listens there from its start on"
 _TOLD = "the daemon says so when it registers"
+_RDMA = dict.fromkeys(
+    ("rdma_devices", "rdma_gid", "rdma_pool"), "devices are opened, and memory registered, with the first connection"
+)
 _BEFORE = "a daemon needs it to find this configuration"
 _STORE = "the store is opened at the start"
 _RINGS = "what programs have already counts by it"
@@ -190,6 +209,7 @@ KINDS = {
             "data": _STORE,
             "store": _STORE,
             "metrics": _BOUND,
+            **_RDMA,
             "lease_ms": "it also times how mgmtd daemons take over from each other, on which all of them must agree",
         },
     ),
@@ -207,6 +227,7 @@ KINDS = {
             "store": _STORE,
             "metrics": _BOUND,
             "short_circuit": _BOUND,
+            **_RDMA,
             "root_uid": "it is read once, when the root directory is made; afterwards use chown",
             "root_gid": "it is read once, when the root directory is made; afterwards use chgrp",
         },
@@ -226,6 +247,7 @@ KINDS = {
             "tags": _TOLD,
             "targets_per_disk": "targets are made when the daemon starts",
             "short_circuit": _BOUND,
+            **_RDMA,
             "direct_io": "data files are opened with it, or without",
         },
     ),
@@ -244,6 +266,7 @@ KINDS = {
             "writeback": "it is part of how this mount was made",
             "strict": "files that are open would go on as they were opened",
             "short_circuit": "it is asked for when a connection is made",
+            **_RDMA,
             "rings": _RINGS,
             "ring_files": _RINGS,
             "ring_memory": _RINGS,

@@ -21,7 +21,7 @@ from fs3.client.file import FileClient
 from fs3.config import option
 from fs3.env import Env
 from fs3.errors import ConfigError, FS3Error
-from fs3.settings import ClientSettings
+from fs3.settings import ClientSettings, RdmaKeys
 from fs3.watching import figures
 
 from . import guard, ops
@@ -41,7 +41,7 @@ UNMOUNT_S = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class MountConfig(ClientSettings):
+class MountConfig(ClientSettings, RdmaKeys):
     """Configuration of fs3-mount."""
 
     mount: str = option(help="the folder to mount on")

@@ -29,7 +29,7 @@ from fs3.kv.base import KVEngine
 from fs3.kv.registry import open_engine
 from fs3.rpc.client import RpcClient
 from fs3.rpc.server import RpcServer
-from fs3.settings import MetaSettings
+from fs3.settings import MetaSettings, RdmaKeys
 from fs3.transport.base import Listener
 
 from . import fsck_command
@@ -41,7 +41,7 @@ logger = logging.getLogger("fs3.meta.daemon")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetaConfig(MetaSettings):
+class MetaConfig(MetaSettings, RdmaKeys):
     """fs3-meta's configuration."""
 
     node_id: int = option(11, help="this daemon's id, of which no other daemon has the like", at_least=1)

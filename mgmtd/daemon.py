@@ -18,7 +18,7 @@ from fs3.env import Env
 from fs3.kv.base import KVEngine
 from fs3.kv.registry import open_engine
 from fs3.rpc.server import RpcServer
-from fs3.settings import MgmtdSettings
+from fs3.settings import MgmtdSettings, RdmaKeys
 
 from .service import Me, MgmtdService
 from .state import FIRST_CLIENT
@@ -26,7 +26,7 @@ from .store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
-class MgmtdConfig(MgmtdSettings):
+class MgmtdConfig(MgmtdSettings, RdmaKeys):
     """fs3-mgmtd's configuration."""
 
     node_id: int = option(

@@ -24,7 +24,7 @@ from fs3.errors import ConfigError, FS3Error
 from fs3.ids import NodeKind
 from fs3.rpc.client import RpcClient
 from fs3.rpc.server import RpcServer, ServerLimits
-from fs3.settings import StorageSettings
+from fs3.settings import RdmaKeys, StorageSettings
 from fs3.transport.base import Listener
 
 from . import inspect
@@ -41,7 +41,7 @@ _MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class StorageConfig(StorageSettings):
+class StorageConfig(StorageSettings, RdmaKeys):
     """fs3-storage's configuration."""
 
     node_id: int = option(help="this daemon's id, of which no other daemon has the like", at_least=1, at_most=9_999)

@@ -293,7 +293,7 @@ class RdmaConnection(Connection):
         waiter = item.waiter = Waiter()
         try:
             await self._until(waiter)
-        except trio.Cancelled:
+        except BaseException:  # cancelled, or closed already
             if item.begun:
                 self._close("a send was given up half way")
             elif item in self._outgoing:

@@ -68,7 +68,7 @@ def decode(data: bytes) -> Hello:
         told = Ends(
             _number(number, 0, _24_BITS),
             _number(sequence, 0, _24_BITS),
-            ipaddress.IPv6Address(gid).exploded,
+            ipaddress.IPv6Address(str(gid)).exploded,
             _number(mtu, 1, _MTU_MAX),
             _number(lid, 0, _16_BITS),
         )

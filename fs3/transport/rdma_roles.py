@@ -321,7 +321,7 @@ class RdmaServer(RdmaConnection):
             for transfer in transfers:
                 assert transfer.waiter is not None
                 await self._until(transfer.waiter)
-        except trio.Cancelled:
+        except BaseException:  # cancelled, or closed already
             self._abandon(transfers)
             raise
         frame.payload = slot.view

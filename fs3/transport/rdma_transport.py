@@ -87,11 +87,16 @@ class _Pinned(Registered):
 
 class RdmaTransport(Transport):
     """open_devices: returns those to be used, in turn; raises ConfigError saying what is missing. Called once, when first
-    needed. pool_size_max: bytes of memory registered with each."""
+    needed. pool_size_max: bytes of memory registered with each. required: without devices nothing works, since somebody said
+    which are to be used; else TCP does.
+    """
 
-    def __init__(self, open_devices: Callable[[], Sequence[Device]], pool_size_max: int = POOL_SIZE_MAX) -> None:
+    def __init__(
+        self, open_devices: Callable[[], Sequence[Device]], pool_size_max: int = POOL_SIZE_MAX, required: bool = False
+    ) -> None:
         self._pool_size_max = pool_size_max
         self._open_devices = open_devices
+        self._required = required
         self._tcp = TcpTransport()
         self.opened: Sequence[Nic] = ()
         self._asked = False
@@ -104,14 +109,17 @@ class RdmaTransport(Transport):
         self._buffers = BufferPool()
 
     def nics(self) -> Sequence[Nic]:
-        """All of this host; none where something is missing, which is said once."""
+        """All of this host; none where something is missing, which is said once, or where some are required raises
+        ConfigError."""
         if not self._asked:
-            self._asked = True
             try:
                 self.opened = [Nic(device, self._pool_size_max) for device in self._open_devices()]
             except ConfigError as error:
+                if self._required:
+                    raise
                 self._why = error.message
                 logger.info("no RDMA on this host, using TCP for addresses rdma://: %s", error.message)
+            self._asked = True
             for nic in self.opened:
                 for registration in self._pinned.all:
                     nic.pin(registration)

@@ -9,7 +9,7 @@ from ..errors import ConfigError
 from .base import Connection, Listener, Transport
 from .local import LocalTransport
 from .rdma_port import Device
-from .rdma_transport import RdmaTransport
+from .rdma_transport import POOL_SIZE_MAX, RdmaTransport
 from .registered import Registration
 from .tcp import TcpTransport
 
@@ -20,7 +20,8 @@ class Transports(Transport):
     """Hands each address to the transport of its scheme. Raises ConfigError where there is none.
 
     short_circuit: go by shared memory where the daemon at an address offers that on this host. rdma_devices: names of those
-    to use for addresses rdma://; none for all that work.
+    to use for addresses rdma://; none for all that work. rdma_gid: index of the GID; -1 chooses. rdma_pool: bytes of memory
+    registered with each.
     """
 
     def __init__(
@@ -29,12 +30,16 @@ class Transports(Transport):
         *,
         short_circuit: bool = True,
         rdma_devices: Sequence[str] = (),
+        rdma_gid: int = -1,
+        rdma_pool: int = POOL_SIZE_MAX,
     ) -> None:
         self._local = LocalTransport() if short_circuit and backends is None else None
         known: dict[str, Transport] = {
             "tcp": TcpTransport(),
             "local": self._local or LocalTransport(),
-            "rdma": RdmaTransport(lambda: _open_devices(rdma_devices)),
+            "rdma": RdmaTransport(
+                lambda: _open_devices(rdma_devices, rdma_gid), rdma_pool, bool(rdma_devices) or rdma_gid >= 0
+            ),
         }
         self._backends: dict[str, Transport] = dict(backends if backends is not None else known)
 
@@ -74,7 +79,7 @@ class Transports(Transport):
         return backend
 
 
-def _open_devices(names: Sequence[str]) -> Sequence[Device]:
+def _open_devices(names: Sequence[str], gid_index: int) -> Sequence[Device]:
     from .rdma import open_devices  # with pyverbs, for those who have addresses rdma://
 
-    return open_devices(names)
+    return open_devices(names, gid_index)

@@ -41,8 +41,9 @@ class SimRegion(Region):
 
     def __init__(self, nic: SimNic, memory: Any, users: bool) -> None:
         self.view = memoryview(memory).cast("B")
-        self.address = nic.free_address(len(self.view))
+        self.address = nic.address_of(self.view) if users else nic.free_address(len(self.view))
         self.key = nic.free_number()
+        nic.forget_stranger()
         self.users = users
         self.over = False
         self.slots: list[LeasedSlot] = []
@@ -113,6 +114,7 @@ class SimNic(Device):
         self.pairs: dict[int, SimPair] = {}
         self.transfers = 0
         self._address = _PAGE
+        self._stranger = 0, 0  # the real address of what is not registered, or not yet, and what we called it last
         self._numbers = 0
 
     @property
@@ -145,7 +147,12 @@ class SimNic(Device):
                 offset = address - _real(region.view)
                 if 0 <= offset < len(region.view):
                     return region.address + offset
-        return 0
+        if self._stranger[0] != address:
+            self._stranger = address, self.free_address(len(view))
+        return self._stranger[1]
+
+    def forget_stranger(self) -> None:
+        self._stranger = 0, 0
 
     def active(self) -> bool:
         return True

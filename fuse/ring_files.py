@@ -18,6 +18,7 @@ from fs3.api.meta import Access, atime_due
 from fs3.client.each import each
 from fs3.client.file import ROOT_CALLER, FileHandle
 from fs3.client.many import Read, read_many
+from fs3.client.ranges import punch
 from fs3.errors import Code, FS3Error
 
 from .contents import Contents, access_of
@@ -172,6 +173,19 @@ class RingFiles(Contents):
 
         done = [item for item in items if item.result > 0]
         await _by_inode(sorted(done, key=lambda item: not item.file.sync), settle)
+
+    async def ring_punch(self, entry: RingFile, offset: int, length: int) -> None:
+        """Make a range a hole. Raises FS3Error."""
+        state = entry.file.inode
+        await self._before_write(entry)
+        try:
+            await punch(self._client, entry.file, offset, length)
+        finally:
+            self._read_ahead.wrote(state, offset, length)
+            with trio.CancelScope(shield=True):
+                await self._forget_pages(state.id)
+        if entry.sync:
+            await self._client.fsync(entry.file)
 
     async def _before_write(self, entry: RingFile) -> None:
         buffered = self._buffered.get(entry.file.inode.id)

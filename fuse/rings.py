@@ -1,10 +1,10 @@
 """The door at which programs of this host get user-space rings, and what each has: rings, memory, registered files.
 
 A program connects to an abstract socket, whose name is made of the mount's device number, and asks by one JSON object in
-each packet: `hello`, `memory`, `wrap`, `release`, `ring`, `close`, `open`, `shut`. It is answered in order, by one object
-each and the descriptors of what was made for it. The kernel says who it is. When the connection ends, or the process, all
-that it had is given back as soon as what is under way has ended. Descriptors come from the daemon and never go to it; see
-ring_memory.
+each packet: `hello`, `memory`, `wrap`, `release`, `ring`, `close`, `open`, `shut`, `punch`. It is answered in order, by one
+object each and the descriptors of what was made for it. The kernel says who it is. When the connection ends, or the process,
+all that it had is given back as soon as what is under way has ended. Descriptors come from the daemon and never go to it;
+see ring_memory.
 """
 
 from __future__ import annotations
@@ -186,6 +186,7 @@ class Program(Owner):
             "close": self._close_ring,
             "open": self._open,
             "shut": self._shut,
+            "punch": self._punch,
         }
 
     async def run(self) -> None:
@@ -363,6 +364,17 @@ class Program(Owner):
         file = self.files.get(_number(request, "file", 0))
         if file is not None:
             self._drop_file(file)
+        return {}, [], None
+
+    async def _punch(self, request: dict[str, Any]) -> Reply:
+        file = self.files.get(_number(request, "file", 0))
+        if file is None or file.closing or not file.writable:
+            raise OSError(errno.EBADF, "no such file, or it is not open for writing")
+        file.users += 1
+        try:
+            await self._all.fs.ring_punch(file, _number(request, "offset", 0), _number(request, "length", 1))
+        finally:
+            self.done_with({file})
         return {}, [], None
 
     # What the program has

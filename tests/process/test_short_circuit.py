@@ -4,6 +4,7 @@ behind that are killed in the middle."""
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -16,6 +17,7 @@ from fs3.cli.folder import STORAGE_NODE_FIRST
 from fs3.client.connect import connect
 from fs3.client.paths import Paths
 from fs3.env import Env
+from fs3.memory import Memory
 from fs3.transport.registry import Transports
 from tests.process.harness import REPOSITORY, Cluster, alive, cluster, wait_until, watchdog
 from tests.process.replicas import differences, metrics_of
@@ -127,6 +129,56 @@ def test_a_daemon_killed_in_the_middle_fails_no_read(pair: Cluster) -> None:
             before = await trio.to_thread.run_sync(shared, pair)
             await read_whole(paths, "/read")
             assert (await trio.to_thread.run_sync(shared, pair))[0] > before[0], "the short way is found again"
+
+    with watchdog(pair, LIMIT_S):
+        trio.run(run)
+
+
+def test_registered_memory_is_read_into_whatever_the_daemons_do(pair: Cluster) -> None:
+    """They are stopped, go on, and are killed: nothing is written to memory whose read has ended."""
+    data = os.urandom(SIZE)
+    items = [("/lent", at, 65536) for at in range(0, SIZE, 65536)]
+
+    def lent() -> int:
+        return sum([metrics_of(pair.mgmtd(), node).get("storage.lent_reads", 0) for node in NODES])
+
+    async def run() -> None:
+        async with client_of(pair, True) as paths:
+            await paths.write_file("/lent", data)
+            rounds = 0
+
+            async def read_on(view: memoryview) -> None:
+                nonlocal rounds
+                while True:
+                    await paths.read_batch(items, view, strict=True)
+                    assert view == data
+                    view[:] = b"\xaa" * SIZE
+                    await trio.sleep(0.01)
+                    assert view == b"\xaa" * SIZE, "written to after its read"
+                    rounds += 1
+
+            async def more(count: int) -> None:
+                with trio.fail_after(LIMIT_S):
+                    wanted = rounds + count
+                    while rounds < wanted:  # noqa: ASYNC110
+                        await trio.sleep(0.01)
+
+            with Memory(3 * SIZE) as memory:
+                before = await trio.to_thread.run_sync(lent)
+                async with paths.register(memory), trio.open_nursery() as nursery:
+                    for at in range(0, 3 * SIZE, SIZE):
+                        nursery.start_soon(read_on, memory.view[at : at + SIZE])
+                    await more(6)
+                    assert await trio.to_thread.run_sync(lent) > before
+                    stopped = pair.pids()["storage-1"]
+                    os.kill(stopped, signal.SIGSTOP)
+                    await more(3)  # of the other one
+                    os.kill(stopped, signal.SIGCONT)
+                    await trio.to_thread.run_sync(pair.wait_serving)
+                    await trio.to_thread.run_sync(pair.kill, "storage-2")
+                    await more(3)
+                    await trio.to_thread.run_sync(pair.wait_serving)
+                    nursery.cancel_scope.cancel()
 
     with watchdog(pair, LIMIT_S):
         trio.run(run)

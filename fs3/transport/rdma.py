@@ -433,7 +433,7 @@ class VerbsQueuePair(QueuePair):
         receive = not entry.wr_id & _SEND
         error = ""
         if entry.status != verbs.IBV_WC_SUCCESS:
-            error = f"work completion status {entry.status}"
+            error = f"{_STATUSES.get(entry.status, 'it says no more')} (work completion status {entry.status})"
         immediate = entry.imm_data if receive and not error else 0
         length = 0 if immediate & _EMPTY else entry.byte_len
         return Completion(receive, entry.wr_id & ~_SEND, length, immediate & ~_EMPTY, error)
@@ -454,6 +454,17 @@ class VerbsQueuePair(QueuePair):
         return self._gone
 
 
+_STATUSES = {
+    1: "a message longer than the receive buffer",
+    4: "local memory with a wrong key or range",
+    5: "the queue pair is in error",
+    9: "a request that the peer's device refuses",
+    10: "the peer's memory with a wrong key or range",
+    11: "the peer's device failed",
+    12: "the peer's device does not answer",
+    13: "the peer has no receive posted",
+}
+"""What a failed work completion says, by the numbers of verbs."""
 _EMPTY = 1 << 31
 """In the immediate value: the message has no content."""
 _SEND = 1 << 62

@@ -23,11 +23,13 @@ import os
 import select
 import socket
 import stat
+import sys
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
@@ -40,6 +42,8 @@ __all__ = ["Completion", "Ior", "Iov", "Priority", "deregister_fd", "mount_point
 ANSWER_S = 60.0
 """In which the daemon answers at its door, and takes a message off a ring."""
 ANSWER_BYTES = 4096
+PUNCH_BYTES = 1 << 30
+"""Of a file that are made a hole in that time."""
 _INT64_MAX = 2**63 - 1
 
 
@@ -105,8 +109,9 @@ def punch_holes(fd: int, ranges: Sequence[tuple[int, int]]) -> None:
         if not file.writable:
             _refuse(file, fd)
         for first, end in ranges:
-            if end > first:
-                file.door.ask({"do": "punch", "file": file.id, "offset": first, "length": end - first})
+            for at in range(first, end, PUNCH_BYTES):
+                length = min(PUNCH_BYTES, end - at)
+                file.door.ask({"do": "punch", "file": file.id, "offset": at, "length": length})
     finally:
         if not registered:
             deregister_fd(fd)
@@ -131,7 +136,7 @@ class Iov:
         try:
             return cls(at, reply["id"], mmap.mmap(fds[0], size_bytes), size_bytes)
         except BaseException:
-            at.garbage.append(reply["id"])
+            at.forget(reply["id"])
             raise
         finally:
             os.close(fds[0])
@@ -165,7 +170,7 @@ class Iov:
 
     def __del__(self) -> None:
         if getattr(self, "_view", None) is not None:
-            self._door.garbage.append(self._id)  # told with the next question: this may run in the midst of one
+            self._door.forget(self._id)
 
 
 class Ior:
@@ -381,13 +386,13 @@ class _File:
 
 class _Door:
     """The connection of this process with the daemon of one mount. When it ends, the daemon forgets all that it has of this
-    process. garbage: numbers of Iovs that nobody uses any more."""
+    process."""
 
     def __init__(self, mount: Mount) -> None:
         """Raises OSError: ENODEV where nobody opens."""
         self.device = mount.device
         self.dead = False
-        self.garbage: deque[int] = deque()
+        self._garbage: deque[int] = deque()
         self._lock = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -397,8 +402,7 @@ class _Door:
                 raise OSError(errno.EPERM, "its door is held by somebody else")
             self.ask({"do": "hello", "version": VERSION})
         except OSError as error:
-            self._socket.close()
-            self.dead = True
+            self._end()
             if error.errno not in (errno.ECONNREFUSED, errno.ENOENT):
                 raise OSError(error.errno, f"{mount.path}: {error.strerror}") from None
             hint = "its daemon is gone, has rings = 0, or is in another network namespace"
@@ -408,21 +412,23 @@ class _Door:
         """Whether the daemon has not closed it."""
         with self._lock:
             if not self.dead and _ready(self._socket, select.POLLIN, 0):
-                self.dead = True  # it says nothing unasked, so this is the end
+                self._end()  # it says nothing unasked, so this is the end
         return not self.dead
 
     def ask(self, request: dict[str, Any], fds: int = 0) -> tuple[dict[str, Any], list[int]]:
         """Its answer, and so many descriptors. Raises OSError: as the daemon has it, or ENODEV where that is gone."""
         with self._lock:
+            if self.dead:
+                raise OSError(errno.ENODEV, "the mount's daemon is gone")
             try:
-                garbage = [self.garbage.popleft() for _ in range(min(64, len(self.garbage)))]
+                garbage = [self._garbage.popleft() for _ in range(min(64, len(self._garbage)))]
                 self._socket.send(json.dumps({**request, "garbage": garbage} if garbage else request).encode())
                 data, found, _, _ = socket.recv_fds(self._socket, ANSWER_BYTES, max(fds, 1))
             except OSError as error:
-                self.dead = True
+                self._end()
                 raise OSError(errno.ENODEV, f"the mount's daemon does not answer: {error}") from None
             if not data:
-                self.dead = True
+                self._end()
                 raise OSError(errno.ENODEV, "the mount's daemon is gone")
         reply: dict[str, Any] = json.loads(data)
         if "errno" in reply or len(found) != fds:
@@ -431,11 +437,23 @@ class _Door:
             raise OSError(reply.get("errno", errno.EPROTO), reply.get("error", "descriptors are missing"))
         return reply, list(found)
 
+    def _end(self) -> None:
+        self.dead = True
+        self._socket.close()
+
+    def forget(self, memory: int) -> None:
+        """An Iov that nobody closed is of no use any more."""
+        self._garbage.append(memory)
+        # The collector may run in the midst of a question: it is told with the next one then.
+        if not self.dead and not sys.is_finalizing() and self._lock.acquire(blocking=False):
+            self._lock.release()
+            with suppress(OSError):
+                self.ask({"do": "hello", "version": VERSION})
+
     def drop(self) -> None:
         """This is a child, whose parent has the connection."""
         self._lock = threading.Lock()
-        self.dead = True
-        self._socket.close()
+        self._end()
 
 
 class _Process:

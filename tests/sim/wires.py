@@ -156,6 +156,7 @@ async def wires(world: World) -> None:
     load.start()
     faults = Faults(world)
     world.nursery.start_soon(faults.run)
+    world.nursery.start_soon(_quit_some, world)
     await trio.sleep(world.shape.load_s)
     faults.heal()
     with trio.move_on_after(world.shape.settle_s) as scope:
@@ -163,16 +164,33 @@ async def wires(world: World) -> None:
     if scope.cancelled_caught:
         raise SimulationError("calls are under way for ever")
     await _all_work(world, load)
-    for process in world.processes.values():
-        process.supervised = False
-        process.quit()
-    await trio.sleep(1)
-    assert world.fabric is not None
-    for process in world.processes.values():
-        assert process.transport is not None
-        nic = world.fabric.nics.get(process.transport)
-        if nic is not None and (nic.pairs or nic.leases or nic.registered):
-            raise SimulationError(f"{process.name} did not get back {nic.leases}, {nic.registered} of {nic.pairs}")
+    async with trio.open_nursery() as nursery:
+        for process in world.processes.values():
+            process.supervised = False
+            nursery.start_soon(_quit, process)
+
+
+async def _quit_some(world: World) -> None:
+    """Now and then a process ends, in the middle of everything."""
+    chance = Random(f"{world.seed}/quit")
+    for _ in range(6):
+        await trio.sleep(world.shape.load_s * chance.uniform(0.05, 0.2))
+        world.nursery.start_soon(_quit, chance.choice(list(world.processes.values())))
+
+
+async def _quit(process: Process) -> None:
+    """End a process. It closes its connections, and then nobody holds any of its memory."""
+    transport, exits = process.transport, process.exits
+    if transport is None or not process.alive:
+        return
+    process.world.trace.note(f"{process.name} is told to end")
+    process.quit()
+    await trio.sleep(0.5)
+    fabric = process.world.fabric
+    assert fabric is not None
+    nic = fabric.nics.get(transport)
+    if process.exits > exits and nic is not None and (nic.leases or nic.registered):
+        raise SimulationError(f"{process.name} did not get back {list(nic.leases.values())}, {nic.registered}")
 
 
 async def _all_work(world: World, load: WireLoad) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -24,7 +25,7 @@ from .formatting import formatted, make_table, registered
 from .mounts import FILE_SYSTEM_TYPE, check_mount_point, is_stale, mount_at, prepare_mount_point, unmount
 from .supervisor import Supervised, Supervisor, check_config, process_alive
 
-READY_TIMEOUT_S = 90.0
+READY_TIMEOUT_S = 180.0
 """How long one step of the start may take."""
 
 LEASE_MS = 6_000
@@ -107,7 +108,11 @@ def check_configs(folder: DataFolder) -> None:
     if passed.exists() and passed.read_text(encoding="utf-8") == digest:
         return
     for daemon, process in [(daemon, check_config(daemon)) for daemon in daemons]:
-        words = process.communicate(timeout=READY_TIMEOUT_S)[1].decode(errors="replace").strip()
+        try:
+            words = process.communicate(timeout=READY_TIMEOUT_S)[1].decode(errors="replace").strip()
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise ConfigError(f"{daemon.name} did not read {daemon.config} within {READY_TIMEOUT_S:.0f} s") from None
         if process.returncode:
             raise ConfigError(words.splitlines()[-1] if words else f"{daemon.config}: {daemon.name} cannot read it")
     passed.write_text(digest, encoding="utf-8")

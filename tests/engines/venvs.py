@@ -66,7 +66,7 @@ class Engine:
         """
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         environment |= {"PYTHONPATH": os.pathsep.join(map(str, paths))} if paths else {}
-        environment |= {"PYTHONDONTWRITEBYTECODE": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", **(env or {})}
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", **(env or {})}
         line = [str(self.python), *map(str, words)]
         done = subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=cwd, env=environment)
         assert done.returncode == 0, f"{' '.join(line)}: exit {done.returncode}\n{done.stdout[-6000:]}{done.stderr[-6000:]}"

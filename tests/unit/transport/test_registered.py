@@ -6,6 +6,7 @@ import fcntl
 import logging
 import mmap
 import os
+import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -98,6 +99,48 @@ async def test_memory_that_the_server_cannot_use_costs_a_warning_and_copies(capl
                 await made.read(value, view)
         assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
     os.close(fd)
+
+
+async def test_an_older_server_is_told_of_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes one descriptor of the two that come with the first word, and knows nothing of the words that follow."""
+    receive = socket.recv_fds
+    monkeypatch.setattr(socket, "recv_fds", lambda sock, size, count: receive(sock, size, min(count, 1)))
+    async with world() as made:
+        with Memory(MIB) as memory:
+            async with made.env.transport.register(memory.view):
+                for value in range(4):
+                    await made.read(value, memory.view)
+                assert not made.connection._memories._numbers and not made.connection._placing
+
+
+async def test_a_server_without_descriptors_does_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with world() as made:
+        with Memory(MIB) as memory:
+            await made.read(1, memory.view)
+            monkeypatch.setattr(socket, "recv_fds", lambda sock, size, count: (sock.recv(size), [], 0, None))
+            async with made.env.transport.register(memory.view):
+                for value in range(4):
+                    await made.read(value, memory.view)
+    assert "too many open" in caplog.text
+
+
+@pytest.mark.parametrize("raw", [b"", b"fs3memry", b"fs3xemry\1\0\0\0\1\0\0\0"])
+async def test_a_side_channel_that_makes_no_sense(raw: bytes) -> None:
+    async with pair() as (client, server, _):
+        if raw:
+            socket.send_fds(client._memories._side, [raw], [0])
+        else:
+            client._memories._side.shutdown(socket.SHUT_RDWR)
+        client._socket.send(encode_head(Kind.REQUEST, local.ANNOUNCED, FLAG_SETTLED, 5, 0, b"", 0))
+        if raw:
+            with pytest.raises(ProtocolError):
+                await server.receive()
+        else:
+            await client.send(Frame(Kind.REQUEST, 7, 0, 2, 1000, b""))
+            assert (await server.receive()).request_id == 2
 
 
 async def test_a_stranger_may_lend_little(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -274,9 +317,12 @@ def test_memory_that_was_cut_off_reads_as_zeros_and_is_written_by_calls() -> Non
 
 
 def test_what_is_no_socket_is_refused(tmp_path: Path) -> None:
-    for fd in (os.memfd_create("x"), os.open(tmp_path, os.O_RDONLY)):
+    for fd in (os.memfd_create("x"), os.open(tmp_path, os.O_RDONLY), socket.socket(socket.AF_UNIX).detach()):
         with pytest.raises(ProtocolError):
             PeerMemories(fd, True)
+    lonely = PeerMemories(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).detach(), True)  # connected to nobody
+    assert lonely.take(1)
+    lonely.close()
 
 
 async def test_files_of_memory_are_found() -> None:

@@ -157,14 +157,19 @@ class FS3L2Adapter(L2AdapterInterface):
         sizes = self._store.lengths(names)
         self._store.delete(names)
         gone = [(key, size) for key, size in zip(keys, sizes, strict=True) if size is not None]
-        if gone:
-            self._notify_keys_deleted([key for key, _ in gone], [size for _, size in gone])
+        if gone:  # what others stored, or this one before it was started again, has never been counted here
+            with self._usage_lock:
+                left = dict(self._bytes_by_cache_salt)
+            counted = []
+            for key, size in gone:
+                counted.append(min(size, left.get(key.cache_salt, 0)))
+                left[key.cache_salt] = left.get(key.cache_salt, 0) - counted[-1]
+            self._notify_keys_deleted([key for key, _ in gone], counted)
 
     def get_usage(self) -> AdapterUsage:
-        """Of all who write to the folder."""
+        """Of all who write to the folder; by salts nothing is known."""
         used, _ = self._store.usage()
-        counted = super().get_usage()
-        return AdapterUsage(used, self._store.capacity_bytes, counted.bytes_by_cache_salt)
+        return AdapterUsage(used, self._store.capacity_bytes)
 
     def report_status(self) -> dict[str, Any]:
         try:

@@ -294,6 +294,8 @@ class RdmaConnection(Connection):
         try:
             await self._until(waiter)
         except BaseException:  # cancelled, or closed already
+            if not item.parts:
+                raise  # another task's pumping sent all of it meanwhile
             if item.begun:
                 self._close("a send was given up half way")
             elif item in self._outgoing:

@@ -257,6 +257,7 @@ class RdmaClient(RdmaConnection):
                 await self._until(waiter)
             except FS3Error:
                 pass  # the queue pair is gone
+        if waiter.done or self._closed:
             return
         self._close("memory had to be taken back from a request that was given up")
 

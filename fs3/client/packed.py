@@ -14,13 +14,13 @@ from ..checksum import BLOCK_SIZE, crc32c
 from ..env import Env
 from ..errors import Code, FS3Error, ProtocolError
 from ..ids import ChunkId
-from ..routing import Node, RoutingInfo
+from ..routing import Chain, Node, RoutingInfo
 from .each import each
 from .reading import ATTEMPT_S, FIRST_READ_ATTEMPT_S, NOBODY, SLOWEST_BYTES_PER_S, Caller, ChunkRead, error_of
 from .retry import Action, action_for
 from .selection import ReplicaSelector
 
-REQUEST_BYTES = 1024 * 1024
+REQUEST_BYTES = 2 * 1024 * 1024
 """Of one request, unless a single range has more."""
 REQUEST_RANGES_MIN = 64
 """A batch of more ranges than this is cut into REQUESTS requests, or more."""
@@ -99,6 +99,7 @@ class Plan:
         self._now = now
         self._ranges_max = min(READ_RANGES_MAX, max(REQUEST_RANGES_MIN, -(-count // REQUESTS)))
         self._lanes: dict[int, _Lane] = {}  # by chain, where all its chunks are read from one target
+        self._choices: dict[int, list[_Lane]] = {}  # by chain, where all its nodes are well
         self._targets: dict[int, _Lane] = {}
         self._filling: dict[int, _Request] = {}  # by node
         self._none = _Request(None)
@@ -106,7 +107,7 @@ class Plan:
 
     def add(self, position: int, chain: int, inode: int, index: int, offset: int, into: memoryview, size: int) -> None:
         """Read `size` bytes, at least one, at `offset` of a chunk into `into`, which is as long."""
-        lane = self._lanes.get(chain) or self._lane(chain, inode, index)
+        lane = self._lanes.get(chain) or self._pick(chain, inode, index)
         if lane is None:
             self.homeless.append((position, ChunkRead(chain, ChunkId(inode, index), offset, into)))
             return
@@ -153,25 +154,35 @@ class Plan:
         request.attempt_s = max(request.attempt_s, lane.attempt_s)
         return request
 
-    def _lane(self, chain_id: int, inode: int, index: int) -> _Lane | None:
+    def _pick(self, chain_id: int, inode: int, index: int) -> _Lane | None:
         """Pick a replica for a chunk."""
+        choices = self._choices.get(chain_id)
+        if choices is not None:
+            return choices[self._selector.turn(inode, index) % len(choices)]
         routing = self._routing
         chain = routing.chains.get(chain_id)
         if chain is None:
             return None
-        only = self._selector.only(routing, chain)
-        target = only
-        if target is None:
+        usual = self._selector.usual(routing, chain, self._now)
+        if not usual:
             target = self._selector.pick(routing, chain, ChunkId(inode, index), NOBODY, self._now)
-        node = routing.node_of(target) if target is not None else None
-        if target is None or node is None:
+            return self._lane(chain, target) if target is not None else None
+        lanes = [lane for lane in [self._lane(chain, target) for target in usual] if lane is not None]
+        if len(lanes) != len(usual):
             return None
+        self._choices[chain_id] = lanes
+        if len(lanes) == 1:
+            self._lanes[chain_id] = lanes[0]
+        return lanes[self._selector.turn(inode, index) % len(lanes)]
+
+    def _lane(self, chain: Chain, target: int) -> _Lane | None:
         lane = self._targets.get(target)
         if lane is None:
+            node = self._routing.node_of(target)
+            if node is None:
+                return None
             attempt_s = FIRST_READ_ATTEMPT_S if len(chain.targets) > 1 else ATTEMPT_S
-            lane = self._targets[target] = _Lane(Place(chain_id, chain.version, target), node, attempt_s, self._none)
-        if only is not None:
-            self._lanes[chain_id] = lane
+            lane = self._targets[target] = _Lane(Place(chain.id, chain.version, target), node, attempt_s, self._none)
         return lane
 
 

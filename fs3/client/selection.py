@@ -59,7 +59,7 @@ class ReplicaSelector:
         replicas = self._replicas.get(chain.id)
         if replicas is None or replicas.routing_version != routing.version:
             replicas = self._replicas[chain.id] = self._sort(routing, chain)
-        turn = _mix(chunk, self._salt)
+        turn = _mix(chunk.inode, chunk.index, self._salt)
         last: int | None = None
         for group in (replicas.preferred, replicas.others):
             for step in range(len(group)):
@@ -72,15 +72,19 @@ class ReplicaSelector:
                     last = target
         return last
 
-    def only(self, routing: RoutingInfo, chain: Chain) -> int | None:
-        """The target that `pick` picks for any chunk of a chain, where there is only one to prefer, and it is well."""
-        if self._avoid_until:
-            return None
+    def usual(self, routing: RoutingInfo, chain: Chain, now: float) -> tuple[int, ...]:
+        """The targets among which `turn` chooses for each chunk of a chain, as `pick` does while all nodes are well; empty
+        where they are not, or where none serves."""
+        if self._avoid_until and max(self._avoid_until.values()) > now:
+            return ()
         replicas = self._replicas.get(chain.id)
         if replicas is None or replicas.routing_version != routing.version:
             replicas = self._replicas[chain.id] = self._sort(routing, chain)
-        group = replicas.preferred or replicas.others
-        return group[0][0] if len(group) == 1 else None
+        return tuple([target for target, _ in replicas.preferred or replicas.others])
+
+    def turn(self, inode: int, index: int) -> int:
+        """A number that says which of several replicas a chunk is read from."""
+        return _mix(inode, index, self._salt)
 
     def _sort(self, routing: RoutingInfo, chain: Chain) -> _Replicas:
         preferred: list[tuple[int, int]] = []
@@ -92,7 +96,7 @@ class ReplicaSelector:
         return _Replicas(routing.version, tuple(preferred), tuple(others))
 
 
-def _mix(chunk: ChunkId, salt: int) -> int:
-    value = (chunk.inode * 0xBF58476D1CE4E5B9 + chunk.index * 0x94D049BB133111EB + salt) & U64_MAX
+def _mix(inode: int, index: int, salt: int) -> int:
+    value = (inode * 0xBF58476D1CE4E5B9 + index * 0x94D049BB133111EB + salt) & U64_MAX
     value ^= value >> 29
     return (value * 0xD6E8FEB86659FD93 & U64_MAX) >> 32

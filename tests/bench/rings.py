@@ -66,6 +66,8 @@ class Figures:
     program: float
     mount: float
     storage: float
+    best_per_s: float = 0.0
+    """The rate of the best round: what the machine gives when others let it."""
 
 
 Batches = Iterator[list[int]]
@@ -125,9 +127,14 @@ class Bench:
             stack.callback(os.close, each)
         register_fd(fd)
         stack.callback(deregister_fd, fd)
+        self._memory = Iov.create(str(self.mount), 2 * COUNT * MIB)
+        self._memory.view[:] = bytes(2 * COUNT * MIB)  # memory that was never touched costs as much as its bytes do
+        self._ring = {depth: Ior(str(self.mount), depth * COUNT) for depth in (1, 2)}
+        stack.callback(self._close)
         self.check(fd)
         pool = stack.enter_context(ThreadPoolExecutor(THREADS))
         private = memoryview(mmap.mmap(-1, COUNT * MIB))
+        private[:] = bytes(COUNT * MIB)
 
         def pread(file: int, batches: Batches, size: int, end: float, cold: bool = False) -> int:
             views = [private[number * size : (number + 1) * size] for number in range(COUNT)]
@@ -146,6 +153,7 @@ class Bench:
         fs = stack.enter_context(sync.connect([self.address], transport=self._transport()))
         file = stack.enter_context(fs.open("/file"))
         memory = stack.enter_context(Memory(2 * COUNT * MIB))
+        memory.view[:] = bytes(2 * COUNT * MIB)
         stack.enter_context(fs.register(memory))
 
         def client(depth: int, batches: Callable[[], Batches], size: int, end: float) -> int:
@@ -162,13 +170,16 @@ class Bench:
             LOCAL: lambda batches, size, end: pread(local, batches(), size, end),
         }
 
+    def _close(self) -> None:
+        for ring in self._ring.values():
+            ring.close()
+        self._memory.close()
+
     def _transport(self) -> Transports:
         return Transports(short_circuit=self.transport == "local")
 
     def _rings(self, fd: int, depth: int, batches: Batches, size: int, end: float) -> int:
-        mount = str(self.mount)
-        iov = Iov.create(mount, depth * COUNT * size)
-        ring = Ior(mount, depth * COUNT)
+        iov, ring = self._memory, self._ring[depth]
         done = 0
 
         def submit(first: int) -> None:
@@ -176,28 +187,22 @@ class Bench:
                 ring.prepare(iov, number * size, size, fd, offset, number)
             ring.submit()
 
-        try:
-            for batch in range(depth):
-                submit(batch * COUNT)
-            for turn in itertools.count():
-                found = ring.wait(COUNT, COUNT)
-                assert [each.result for each in found] == [size] * COUNT, found
-                done += COUNT
-                if time.perf_counter() >= end:
-                    for _ in range(depth - 1):
-                        done += len(ring.wait(COUNT, COUNT))
-                    return done
-                submit(turn % depth * COUNT)
-        finally:
-            ring.close()
-            iov.close()
-        raise AssertionError
+        for batch in range(depth):
+            submit(batch * COUNT)
+        for turn in itertools.count():
+            found = ring.wait(COUNT, COUNT)
+            assert [each.result for each in found] == [size] * COUNT, found
+            done += COUNT
+            if time.perf_counter() >= end:
+                break
+            submit(turn % depth * COUNT)
+        for _ in range(depth - 1):
+            done += len(ring.wait(COUNT, COUNT))
+        return done
 
     def check(self, fd: int) -> None:
         """Whether what rings read is what was written."""
-        mount = str(self.mount)
-        iov = Iov.create(mount, COUNT * MIB)
-        ring = Ior(mount, COUNT)
+        iov, ring = self._memory, self._ring[1]
         for number in range(COUNT):
             ring.prepare(iov, number * MIB, MIB, fd, number * MIB)
         ring.submit()
@@ -205,8 +210,6 @@ class Bench:
         for number in range(COUNT):
             wanted = number.to_bytes(8, "little") + self.expected[8:]
             assert iov.view[number * MIB : (number + 1) * MIB] == wanted, f"MiB {number} is wrong"
-        ring.close()
-        iov.close()
 
     def measure(self, way: Way, name: str, size_name: str, seconds: float) -> Figures:
         size = SIZES[size_name]
@@ -272,17 +275,18 @@ def median(rounds: list[Figures]) -> Figures:
         name: statistics.median([getattr(each, name) for each in rounds])
         for name in ("reads_per_s", "gb_per_s", "program", "mount", "storage")
     }
-    return replace(rounds[0], **numbers)
+    return replace(rounds[0], **numbers, best_per_s=max([each.reads_per_s for each in rounds]))
 
 
 def show(found: list[Figures]) -> None:
-    head = f"{'':5} {'size':>4} {'way':<17} {'reads/s':>9} {'GB/s':>6}"
+    head = f"{'':5} {'size':>4} {'way':<17} {'reads/s':>9} {'GB/s':>6} {'best':>8}"
     print(f"{head}  us: {'program':>7} {'mount':>7} {'storage':>7}  of local")
     local = {(each.transport, each.size): each.reads_per_s for each in found if each.way == LOCAL}
     for each in found:
         whole = local.get((each.transport, each.size), 0.0)
         share = f"{each.reads_per_s / whole:8.0%}" if whole else ""
         line = f"{each.transport:5} {each.size:>4} {each.way:<17} {each.reads_per_s:9.0f} {each.gb_per_s:6.2f}"
+        line += f" {each.best_per_s:8.0f}"
         print(f"{line}      {each.program:7.1f} {each.mount:7.1f} {each.storage:7.1f}  {share}{verdict(each)}")
 
 

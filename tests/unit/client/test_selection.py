@@ -76,3 +76,17 @@ def test_new_routing_is_seen() -> None:
     assert pick(selector) == 12
     info = routing(2, (PublicState.SERVING, PublicState.OFFLINE, PublicState.SERVING))
     assert selector.pick(info, info.chains[1], ChunkId(5, 0), NONE, 0.0) in (11, 13)
+
+
+def test_the_usual_choice_is_what_pick_says() -> None:
+    for hosts in (("a", "b", "c"), ("b", "b", "c"), ("c", "c", "c")):
+        info = routing(hosts=hosts)
+        selector = ReplicaSelector("b", 12345)
+        usual = selector.usual(info, info.chains[1], 1.0)
+        for index in range(100):
+            chunk = ChunkId(7, index)
+            found = usual[selector.turn(chunk.inode, chunk.index) % len(usual)]
+            assert found == selector.pick(info, info.chains[1], chunk, frozenset(), 1.0)
+        selector.failed(1, 1.0)
+        assert selector.usual(info, info.chains[1], 1.0) == ()
+        assert selector.usual(info, info.chains[1], 100.0) == usual

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
 
 from fs3.transport import rdma_hello, rdma_roles
-from fs3.transport.base import Connection
+from fs3.transport.base import Connection, Part
 from fs3.transport.rdma_flow import Limits
 from fs3.transport.rdma_hello import Hello
 from fs3.transport.rdma_roles import FLAG_SETTLED, RdmaClient, RdmaServer
@@ -56,17 +56,27 @@ class SimSocket:
 
 
 class SimClient(RdmaClient):
-    """Some of the buffers that it is to fill are memory which their users registered."""
+    """Some of the buffers that it is to fill, or to send, are memory which their users registered."""
 
     link: Link
     chance: Random
 
     def expose(self, request_id: int, into: memoryview | Sequence[memoryview]) -> None:
-        if isinstance(into, memoryview) and len(into) >= BULK_MIN and self.chance.random() < REGISTERS:
-            region = self.memory.register(into)
-            assert isinstance(region, SimRegion)
-            self.link.registered[request_id] = region
+        if isinstance(into, memoryview):
+            self._register(request_id, into)
         super().expose(request_id, into)
+
+    def start_send(self, frame: Frame, payload: Sequence[Part] = (), more: bool = False) -> Awaitable[None] | None:
+        for part in payload:
+            if isinstance(part, bytearray):
+                self._register(frame.request_id, memoryview(part))
+        return super().start_send(frame, payload, more)
+
+    def _register(self, request_id: int, view: memoryview) -> None:
+        if len(view) >= BULK_MIN and self.chance.random() < REGISTERS:
+            region = self.memory.register(view)
+            assert isinstance(region, SimRegion)
+            self.link.registered.setdefault(request_id, []).append(region)
 
     def withdraw_now(self, request_id: int) -> bool:
         free = super().withdraw_now(request_id)
@@ -79,8 +89,7 @@ class SimClient(RdmaClient):
         self._user_has(request_id)
 
     def _user_has(self, request_id: int) -> None:
-        region = self.link.registered.pop(request_id, None)
-        if region is not None:
+        for region in self.link.registered.pop(request_id, ()):
             region.over = True
             self.memory.forget(region)
 
@@ -110,7 +119,7 @@ class Link:
         self.network = network
         self.here = client.name
         self.there = server.name
-        self.registered: dict[int, SimRegion] = {}
+        self.registered: dict[int, list[SimRegion]] = {}
 
     def observe(self, frames: list[Frame], source: str, destination: str) -> None:
         for frame in frames:

@@ -351,3 +351,36 @@ async def test_devices_that_somebody_named_must_be_there(monkeypatch: pytest.Mon
     listener = await registry.Transports(rdma_pool=MIB).listen(ADDRESS)
     await listener.aclose()
     assert asked == [(("mlx5_7",), -1), ((), 3), ((), -1)]
+
+
+async def test_a_server_that_gives_nothing_back_holds_no_more_than_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rdma_roles, "LENT_BYTES_MAX", 200_000)
+    monkeypatch.setattr(rdma_roles, "LENT_REQUESTS_MAX", 9)
+    device = ListedDevice()
+    async with by_rdma(device) as (client, server), trio.open_nursery() as nursery:
+        for number in range(8):  # 8 * 50,000 bytes of rooms, then small ones
+            client.expose(number, memoryview(bytearray(50_000)))
+            nursery.start_soon(client.send, request(number))
+            assert client._lent_bytes <= 200_000
+            await server.receive()
+        assert client.lent == 4
+        for number in range(8, 20):
+            client.expose(number, memoryview(bytearray(5000 if number < 10 else 0)))
+            client._lent_bytes = 0
+            nursery.start_soon(client.send, request(number), [pattern(number, 5000)])
+            assert (await server.receive()).payload_length == 5000
+        assert client.lent == 9, "what comes then goes in messages"
+
+
+async def test_a_peer_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rdma_connection, "OUTGOING_MAX", 50)
+    async with by_rdma(ListedDevice()) as (client, server):
+        await client.send(request(1))
+        await server.receive()
+        number = 0
+        while not server._closed and number < 1000:  # the client, that drives nothing, gives no credits for these
+            number += 1
+            server._put(reply(number), [pattern(1, 8000)])
+        with pytest.raises(FS3Error, match="the peer takes nothing"):
+            await server.receive()
+        assert not server._outgoing

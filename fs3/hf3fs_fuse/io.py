@@ -218,10 +218,11 @@ class ioring:
             part: iovec_slice = done.userdata
             part.result, part._busy = done.result, False
             self._under_way.pop(done.index, None)
+            self._late.pop(done.index, None)
             found.append(part)
-        if timeout_s is not None:
+        if timeout_s is not None and len(found) < min_results:
             self._patience_s = timeout_s
-            self._late = self._under_way.copy() if len(found) < min_results else {}
+            self._late = self._under_way.copy()
         return found
 
     def _make_room(self, wanted: iovec_slice) -> None:

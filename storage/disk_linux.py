@@ -102,6 +102,8 @@ class LinuxFile(DiskFile):
             if error.errno == errno.EOPNOTSUPP:
                 self._now_flags = -1
                 return 0
+            if error.errno == errno.EFAULT:  # memory of another process, who took it away: no fault of the disk
+                return 0
             raise self._unread(error) from None
 
     def _unread(self, error: OSError) -> FS3Error:

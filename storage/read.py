@@ -6,7 +6,8 @@ request lie in as few buffers as can be, which are used again once the reply has
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import trio
 
@@ -58,17 +59,19 @@ async def read_packed(node: StorageNode, request: PackedReadRequest, call: Call)
 class _Reading:
     """The ranges of one request on their way."""
 
-    def __init__(self, node: StorageNode, count: int, size: int, call: Call) -> None:
+    def __init__(self, node: StorageNode, lengths: Sequence[int], call: Call) -> None:
+        count, size = len(lengths), sum(lengths)
         if count > READ_RANGES_MAX or size > PAYLOAD_SIZE_MAX:
             raise FS3Error(Code.INVALID, f"{count} ranges, or too many bytes, in one request")
         self._node = node
         self._left = size  # bytes that have no room yet
         self._filled: list[memoryview] = []
         self._theirs = call.room(size)  # room for all of it in the caller's own memory
-        self._loan = call.lend(size) if self._theirs is None else None  # the same, with rules
+        loan = call.lend(size) if self._theirs is None else None  # the same, with rules
+        self._loan = loan if loan is not None and _fit(lengths, loan.views) else None
         self._lent = iter(self._loan.views if self._loan is not None else ())
-        self._late: list[tuple[int, memoryview]] = []  # ranges that waited, and where they belong in the loan
-        self._scattered = False  # some bytes are in a loan, and others are not
+        self._late: set[int] = set()  # ranges that have yet to be put into the loan
+        self._lengths = lengths
         self._buffer = _EMPTY if self._theirs is None else self._theirs
         self._used = 0
         self._data = [_EMPTY] * count
@@ -107,12 +110,10 @@ class _Reading:
         start = self._used
         if start + length > len(self._buffer):
             self._filled.append(self._buffer[:start])
-            following = next(self._lent, _EMPTY) if start == len(self._buffer) else _EMPTY
-            if len(following) >= length:
+            following = next(self._lent, None)
+            if following is not None:
                 self._buffer, self._used = following, length
                 return following[:length]
-            if self._loan is not None:  # its places are not those of the ranges
-                self._loan, self._scattered = None, True
             self._buffer, start = self._node.buffers.take(max(length, min(self._left, POOLED_SIZE_MAX))), 0
         self._left -= length
         self._used = start + length
@@ -121,6 +122,9 @@ class _Reading:
     def _read_one(self, position: int, item: ReadRange, target: LocalTarget, into: memoryview) -> None:
         """Read a range, unless it has to wait for the disk, which it is marked for then."""
         engine = target.engine
+        loan = self._loan
+        if loan is not None and loan.fragile:
+            into = self._elsewhere(position, into)
         try:
             state = engine.get(item.chunk)
             if state is None:
@@ -136,12 +140,16 @@ class _Reading:
             self._refuse(position, error)
             return
         if found is None:
-            if self._loan is not None:  # which is for what does not wait
-                self._late.append((position, into))
-                into = self._node.buffers.take(len(into))
+            if loan is not None and not loan.fragile:
+                into = self._elsewhere(position, into)
             self.waiting.append((position, target, into))
         else:
             self._take(position, found)
+
+    def _elsewhere(self, position: int, into: memoryview) -> memoryview:
+        """Room for a range that is put into the loan in the end: what has to wait may not be read there."""
+        self._late.add(position)
+        return self._node.buffers.take(len(into))
 
     async def wait(self) -> None:
         """Read the others, several at once."""
@@ -174,37 +182,60 @@ class _Reading:
 
     def parts(self) -> list[Part]:
         """The reply's payload: whole buffers where all ranges are full."""
-        if self._loan is not None and self._full:
+        if self._loan is not None:
             return self._lent_parts(self._loan)
-        if self._loan is not None or self._scattered:
-            return [bytes(part) for part in self._data if len(part)]  # no views: the client may use its memory again
         if self._full and self._theirs is not None:
             self._node.env.metrics.count("storage.shared_reads")
             return [self._theirs]
         return [part for part in ([*self._filled, self._buffer[: self._used]] if self._full else self._data) if len(part)]
 
     def _lent_parts(self, loan: Loan) -> list[Part]:
-        """The same, of what stands in the client's memory, but for ranges that waited for the disk."""
+        """The same, of what stands in the client's memory, but for ranges that do not yet."""
+        starts = accumulate(self._lengths, initial=0)
+        if not self._full:  # no views: the client may use its memory again
+            return [
+                data if position in self._late else loan.get(start, len(data))
+                for position, (data, start) in enumerate(zip(self._data, starts, strict=False))
+                if len(data)
+            ]
         if self._late:
             if not loan.begin():
                 raise FS3Error(Code.CONNECTION_LOST, "the client gave this request up")
-            for position, place in self._late:
-                place[:] = self._data[position]
-            loan.end()
+            try:
+                for position, start in enumerate(starts):
+                    if position in self._late:
+                        loan.put(start, self._data[position])
+            finally:
+                loan.end()
         self._node.env.metrics.count("storage.lent_reads")
         return loan.views  # type: ignore[return-value]
+
+
+def _fit(lengths: Sequence[int], places: Sequence[memoryview]) -> bool:
+    """Whether each range lies in one place."""
+    if len(places) == 1:
+        return True
+    rest = iter(places)
+    left = 0
+    for length in lengths:
+        if length > left:
+            if left:
+                return False
+            left = len(next(rest, _EMPTY))
+        left -= length
+        if left < 0:
+            return False
+    return True
 
 
 class _Reader(_Reading):
     """Ranges that came one by one."""
 
     def __init__(self, node: StorageNode, ranges: tuple[ReadRange, ...], call: Call) -> None:
-        size = 0
         for item in ranges:
             if item.offset < 0 or item.length < 0:
                 raise FS3Error(Code.INVALID, f"{item.length} bytes at {item.offset}")
-            size += item.length
-        super().__init__(node, len(ranges), size, call)
+        super().__init__(node, [item.length for item in ranges], call)
         self._ranges = ranges
         self.results = [_ABSENT] * len(ranges)
 
@@ -251,7 +282,7 @@ class _PackedReader(_Reading):
     def __init__(self, node: StorageNode, request: PackedReadRequest, call: Call) -> None:
         self._columns = unpack_ranges(request.ranges)
         places, lengths = self._columns[0], self._columns[4]
-        super().__init__(node, len(lengths), sum(lengths), call)
+        super().__init__(node, lengths, call)
         if places and max(places) >= len(request.places):
             raise FS3Error(Code.INVALID, f"a range in place {max(places)} of {len(request.places)}")
         self._places = request.places

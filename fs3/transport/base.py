@@ -37,6 +37,8 @@ class Loan(ABC):
 
     views: list[memoryview]
     """The places of it, in order. The list itself is to be sent as the reply's payload, once all are filled."""
+    fragile: bool
+    """The client may cut the memory off: to touch the views would kill this process, so only system calls may (EFAULT)."""
 
     @abstractmethod
     def begin(self) -> bool:
@@ -44,6 +46,15 @@ class Loan(ABC):
 
     @abstractmethod
     def end(self) -> None: ...
+
+    @abstractmethod
+    def put(self, at: int, data: memoryview) -> None:
+        """Between `begin` and `end`, whatever the memory: copy bytes to `at` bytes behind its start. Raises CONNECTION_LOST
+        where that cannot be."""
+
+    @abstractmethod
+    def get(self, at: int, length: int) -> bytes:
+        """What stands there, as far as it is there still."""
 
 
 class Connection(ABC):

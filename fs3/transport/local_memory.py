@@ -10,8 +10,9 @@ its byte. To take the memory back the client clears its own byte, waits for `SET
 is seen by all other processors long before that, so either the server has seen that it may not write, or the client
 sees that it does.
 
-The server maps only memory that is sealed against shrinking, since to touch what was cut off would kill it. What is not
-sealed (POSIX shared memory cannot be) it reads and writes by system calls, which fail instead.
+The server touches only memory that is sealed against shrinking, since to touch what was cut off would kill it. What is not
+sealed (POSIX shared memory cannot be) it reads and writes by system calls, which fail instead; for its own user and root it
+maps that, too, for reads from a file straight into it.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import mmap
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..errors import ProtocolError
+from ..errors import Code, FS3Error, ProtocolError
 from ..wire.frame import PAYLOAD_SIZE_MAX
 from .base import Loan
 from .registered import Piece, Registration, Use
@@ -174,11 +175,13 @@ class Process:
 
 @dataclass(slots=True)
 class _Memory:
-    """The client's memory as the server has it: mapped, or else (view is empty) a descriptor, -1 once it is closed."""
+    """The client's memory as the server has it. view: empty where it is not mapped. sealed: it cannot be cut off; else there
+    is a descriptor for what must not touch it, -1 once it is closed."""
 
     size: int
     view: memoryview
-    fd: int
+    sealed: bool
+    fd: int = -1
 
 
 class PeerMemories:
@@ -187,6 +190,7 @@ class PeerMemories:
     def __init__(self, side: int, trusted: bool) -> None:
         """side: the client's end is another's. Raises ProtocolError where it is no such socket."""
         self._side = _side(side)
+        self._trusted = trusted
         self._bytes_max = MEMORY_SIZE_MAX if trusted else PEER_SIZE_MAX
         self._memories: dict[int, _Memory] = {}
         self._refused: dict[int, str] = {}
@@ -234,10 +238,11 @@ class PeerMemories:
         if not size or size + sum([memory.size for memory in self._memories.values()]) > self._bytes_max:
             raise ValueError(f"{size} bytes, or too many together")
         if seals & fcntl.F_SEAL_SHRINK:
-            return _Memory(size, memoryview(mmap.mmap(fd, size)), -1)
+            return _Memory(size, memoryview(mmap.mmap(fd, size)), True)
         if control:
             raise ValueError("it can shrink")
-        return _Memory(size, memoryview(b""), os.dup(fd))
+        view = memoryview(mmap.mmap(fd, size)) if self._trusted else memoryview(b"")
+        return _Memory(size, view, False, os.dup(fd))
 
     def forget(self, number: int) -> None:
         memory = self._memories.pop(number, None)
@@ -297,12 +302,13 @@ class PeerPlaces:
         if self.length > PAYLOAD_SIZE_MAX:
             raise ProtocolError(f"{self.length} bytes in shared memory")
 
-    def read(self, into: memoryview) -> None:
-        """Copy all of it. What is not there any more is zeros."""
+    def read(self, into: memoryview, start: int = 0) -> None:
+        """Copy what is `start` bytes behind the beginning. What is not there any more is zeros."""
         at = 0
-        for memory, offset, length in self._places:
+        for memory, offset, length in self._from(start):
             piece = into[at : at + length]
-            if len(memory.view):
+            length = len(piece)
+            if memory.sealed:
                 piece[:] = memory.view[offset : offset + length]
             else:
                 count = 0
@@ -311,9 +317,15 @@ class PeerPlaces:
                 piece[count:] = bytes(length - count)
             at += length
 
-    def write(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+    def _from(self, start: int) -> Iterator[tuple[_Memory, int, int]]:
+        for memory, offset, length in self._places:
+            if start < length:
+                yield memory, offset + start, length - start
+            start = max(0, start - length)
+
+    def write(self, parts: Sequence[bytes | bytearray | memoryview], start: int = 0) -> None:
         """Put these there, one behind the other. Raises OSError."""
-        places = iter(self._places)
+        places = self._from(start)
         memory, offset, left = next(places)
         for part in parts:
             view = memoryview(part)
@@ -321,14 +333,14 @@ class PeerPlaces:
                 if not left:
                     memory, offset, left = next(places)
                 count = min(left, len(view))
-                if len(memory.view):
+                if memory.sealed:
                     memory.view[offset : offset + count] = view[:count]
                 else:
                     count = os.pwrite(memory.fd, view[:count], offset)
                 view, offset, left = view[count:], offset + count, left - count
 
     def views(self, size: int) -> list[memoryview] | None:
-        """The first `size` bytes of it; None where it has fewer, or where they are in memory that cannot be mapped."""
+        """The first `size` bytes of it; None where it has fewer, or where they are in memory that is not mapped."""
         views: list[memoryview] = []
         left = size
         for memory, offset, length in self._places:
@@ -339,12 +351,17 @@ class PeerPlaces:
                 left -= len(views[-1])
         return None if left else views
 
+    @property
+    def sealed(self) -> bool:
+        return all(memory.sealed for memory, _, _ in self._places)
+
 
 class LocalLoan(Loan):
     """Room for a reply in the client's memory."""
 
     def __init__(self, room: PeerPlaces, words: memoryview) -> None:
         self.views = []
+        self.fragile = not room.sealed
         self.over = False  # the connection has ended
         self._room = room
         self._words = words
@@ -364,6 +381,17 @@ class LocalLoan(Loan):
 
     def end(self) -> None:
         self._words[1] = 0
+
+    def put(self, at: int, data: memoryview) -> None:
+        try:
+            self._room.write([data], at)
+        except OSError as error:
+            raise FS3Error(Code.CONNECTION_LOST, f"registered memory cannot be written to: {error.strerror}") from None
+
+    def get(self, at: int, length: int) -> bytes:
+        data = bytearray(length)
+        self._room.read(memoryview(data), at)
+        return bytes(data)
 
     def fill(self, parts: Sequence[bytes | bytearray | memoryview], length: int) -> bool:
         """Put a reply's bulk data there. False where that cannot be."""

@@ -49,6 +49,32 @@ trio.run(main)
 """
 
 
+CUTTER = """
+import mmap, os, sys, threading
+from fs3.client.sync import connect
+
+fd = os.memfd_create("cut")
+os.ftruncate(fd, 8 << 20)
+view = memoryview(mmap.mmap(fd, 8 << 20))
+with connect(sys.argv[1:]) as fs:
+    fs.register(view)
+    items = [("/cut", at, 65536 + at % 3) for at in range(0, 7 << 20, 65536)]
+    for _ in range(4):
+        fs.read_batch(items, view[: sum(item[2] for item in items)], strict=True)
+    print("cut", flush=True)
+    stop = threading.Event()
+
+    def cut():
+        while not stop.is_set():
+            os.ftruncate(fd, 0)
+
+    threading.Thread(target=cut, daemon=True).start()
+    for _ in range(50):
+        fs.read_batch(items, view[: sum(item[2] for item in items)])
+    stop.set()
+"""
+
+
 @pytest.fixture(scope="module")
 def pair(fuse: None) -> Iterator[Cluster]:
     with cluster(storages=2, replicas=2, lease_ms=3000) as made:
@@ -182,6 +208,21 @@ def test_registered_memory_is_read_into_whatever_the_daemons_do(pair: Cluster) -
 
     with watchdog(pair, LIMIT_S):
         trio.run(run)
+
+
+def test_memory_that_is_cut_off_hurts_no_daemon(pair: Cluster) -> None:
+    """As POSIX shared memory can be at any time, by whoever has it open. What becomes of the client is its own affair."""
+    with watchdog(pair, LIMIT_S):
+        pids = {name: pair.pids()[name] for name in ("storage-1", "storage-2")}
+        (pair.mount / "cut").write_bytes(os.urandom(8 * MIB))
+        words = [sys.executable, "-c", CUTTER, *pair.mgmtd()]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, check=False, timeout=60)
+        assert done.stdout.startswith("cut\n") and done.returncode in (0, -signal.SIGBUS), (done.returncode, done.stderr)
+        assert all(map(alive, pids.values())) and {name: pair.pids()[name] for name in pids} == pids
+        for node in NODES:
+            found = metrics_of(pair.mgmtd(), node)
+            assert not found.get("storage.read_failures") and not found.get("storage.suspected_chunks")
+        assert len((pair.mount / "cut").read_bytes()) == 8 * MIB
 
 
 def test_a_client_killed_in_the_middle_hurts_nobody(pair: Cluster) -> None:

@@ -301,7 +301,7 @@ def test_memory_that_was_cut_off_reads_as_zeros_and_is_written_by_calls() -> Non
     """To touch it through a mapping would kill the daemon."""
     fd = os.memfd_create("test")
     os.ftruncate(fd, 100)
-    memory = _Memory(8192, memoryview(b""), fd)
+    memory = _Memory(8192, memoryview(b""), False, fd)
     places = PeerPlaces([(memory, 0, 4000), (memory, 5000, 1000)])
     os.pwrite(fd, b"a" * 100, 0)
     into = memoryview(bytearray(b"x" * 5000))

@@ -74,11 +74,16 @@ class PlainDoor:
 
     def __init__(self, place: str) -> None:
         self.place = os.path.abspath(place)
+        self._root = os.path.realpath(place)
+        while not os.path.ismount(self._root):
+            self._root = os.path.dirname(self._root)
 
     def _path(self, name: str) -> str:
         return os.path.join(self.place, name)
 
     def make(self, folders: Sequence[str]) -> None:
+        if not os.path.ismount(self._root):  # else what is below the mount would be filled
+            raise OSError(errno.ENODEV, f"{self._root}: what was mounted here is not there")
         for folder in folders:
             os.makedirs(self._path(folder), exist_ok=True)
 

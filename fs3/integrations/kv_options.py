@@ -28,7 +28,7 @@ KEYS = {
 
 def open_store(options: Mapping[str, Any]) -> BlockStore:
     """The store that these options (KEYS) describe. Raises ValueError for what they should not say, OSError where there is
-    no such place, or no rings."""
+    no such place. Where rings are not to be had it does without, with a warning."""
     unknown = sorted(options.keys() - KEYS.keys())
     if unknown:
         raise ValueError(f"fs3: no option {', '.join(unknown)}; there are {', '.join(KEYS)}")
@@ -74,4 +74,8 @@ def _door(place: str, rings: bool) -> Door:
     except ValueError:
         logger.warning("%s is on no fs3 mount: its files are used as those of any file system", place)
         return PlainDoor(place)
-    return RingDoor(place)
+    try:
+        return RingDoor(place)
+    except OSError as error:
+        logger.warning("%s: its files are used without rings: %s", place, error)
+        return PlainDoor(place)

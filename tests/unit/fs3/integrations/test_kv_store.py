@@ -258,6 +258,23 @@ def test_a_door_that_cannot_read_is_a_miss(tmp_path: Path, monkeypatch: pytest.M
     made.close()
 
 
+def test_nothing_is_put_below_a_mount_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon of a mount was killed: until it is back, its place is a folder of the local disk."""
+    monkeypatch.setattr("os.path.ismount", lambda path: path == str(tmp_path))
+    made = store(tmp_path / "kv", segment_bytes=MIB)
+    assert made.put(["a"], [block(1, MIB)]) == [True]
+    away = tmp_path.with_name("away")
+    (tmp_path / "kv").rename(away)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.path.ismount", lambda path: path == "/")
+        assert made.put(["b"], [block(2, MIB)]) == [False]
+        assert not (tmp_path / "kv").exists()
+    away.rename(tmp_path / "kv")
+    assert made.put(["b"], [block(2, MIB)]) == [True]
+    assert read(made, ["a", "b"], MIB) == [block(1, MIB), block(2, MIB)]
+    made.close()
+
+
 def test_a_bound_that_is_too_small_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="capacity_bytes: at least 2097152"):
         store(tmp_path, capacity_bytes=MIB)

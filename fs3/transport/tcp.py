@@ -36,6 +36,9 @@ _KEPT_SIZE_MAX = 64 * 1024
 _KEPT_FRAMES_MAX = 2
 """Where all of a turn left together, the peer had nothing to do until then, and we nothing until it was done."""
 
+_HEAD_ROOM = 4 * 1024
+"""While payloads are awaited that go to many buffers: what comes together with a frame's head has to be parted by us."""
+
 _BACKLOG = 1024
 _UNACKNOWLEDGED_MS_MAX = 20_000
 KERNEL_BUFFER_SIZE = 2 * 1024 * 1024
@@ -62,6 +65,7 @@ class TcpConnection(Connection):
         self._framer = Framer(self._allocate)
         self._frames: deque[Frame] = deque()
         self._exposed: dict[int, memoryview | Sequence[memoryview]] = {}
+        self._scattered: set[int] = set()  # those of the exposed that are several buffers
         self._drained = True  # the last read took all there was, so the next one would block
         self._taken = 0  # bytes since the last wait
         self._sending = False
@@ -265,7 +269,7 @@ class TcpConnection(Connection):
             buffers = framer.buffers()
             try:
                 if buffers is None:
-                    buffer = framer.buffer()
+                    buffer = framer.buffer(_HEAD_ROOM if self._scattered else None)
                     count, room = self._socket.recv_into(buffer), len(buffer)
                 else:
                     count, room = self._socket.recvmsg_into(buffers)[0], sum([len(buffer) for buffer in buffers])
@@ -337,12 +341,15 @@ class TcpConnection(Connection):
 
     def expose(self, request_id: int, into: memoryview | Sequence[memoryview]) -> None:
         self._exposed[request_id] = into
+        if not isinstance(into, memoryview):
+            self._scattered.add(request_id)
 
     async def withdraw(self, request_id: int) -> None:
         self.withdraw_now(request_id)
 
     def withdraw_now(self, request_id: int) -> bool:
         self._exposed.pop(request_id, None)
+        self._scattered.discard(request_id)
         self._framer.abandon(request_id)
         return True
 

@@ -98,8 +98,9 @@ class Framer:
         self._filled = 0
         # Invariant: 0 <= _start <= _end <= len(_staging); _frame is None, or _filled < len(_payload).
 
-    def buffer(self) -> memoryview:
-        """Where the transport is to put the next bytes; never empty."""
+    def buffer(self, most: int | None = None) -> memoryview:
+        """Where the transport is to put the next bytes; never empty. most: how many it may put there of what is not yet
+        known to be a payload, and would be moved then."""
         if self._frame is not None:
             return self._payload[self._filled :]
         if self._start == self._end:
@@ -108,7 +109,7 @@ class Framer:
                 self._staging = memoryview(bytearray(self._size))  # it grew for one long body, or is to grow for good
         elif len(self._staging) - self._end < _ROOM_SIZE_MIN:
             self._make_room()
-        return self._staging[self._end :]
+        return self._staging[self._end :] if most is None else self._staging[self._end : self._end + most]
 
     def buffers(self) -> list[memoryview] | None:
         """Where the next bytes may go in place of buffer(), one place after the other, where there are several."""

@@ -388,13 +388,19 @@ class LocalServer(_LocalConnection):
         if frame.payload is None or frame.kind is not Kind.REQUEST or self._memories is None or number in self._loans:
             raise ProtocolError("a request in registered memory that makes no sense")
         bulk, room, words = self._memories.find(frame.payload)
-        self._loans[number] = LocalLoan(room, words)
+        self._loans[number] = LocalLoan(bulk, room, words)
         frame.payload, frame.payload_length = None, bulk.length
-        if bulk.length:
+
+    async def fetch(self, frame: Frame) -> memoryview:
+        loan = self._loans.get(frame.request_id) if frame.payload is None and frame.payload_length else None
+        if loan is not None:
             # Copied here, and not by the client: what is verified and what is stored must be the same, whatever the user
             # does with the memory meanwhile.
-            frame.payload = self._buffers.take(bulk.length)
-            bulk.read(frame.payload)
+            frame.payload = self._buffers.take(frame.payload_length)
+            loan.bulk.read(frame.payload)
+        elif frame.payload is None and frame.payload_length:
+            raise self._lost()
+        return await super().fetch(frame)
 
     def _borrow(self, frame: Frame) -> None:
         """Find a request's bulk data, and the room for its reply's."""

@@ -357,9 +357,10 @@ class PeerPlaces:
 
 
 class LocalLoan(Loan):
-    """Room for a reply in the client's memory."""
+    """What a request lent of the client's memory: its bulk data, and room for its reply's."""
 
-    def __init__(self, room: PeerPlaces, words: memoryview) -> None:
+    def __init__(self, bulk: PeerPlaces, room: PeerPlaces, words: memoryview) -> None:
+        self.bulk = bulk
         self.views = []
         self.fragile = not room.sealed
         self.over = False  # the connection has ended

@@ -6,7 +6,7 @@ request lie in as few buffers as can be, which are used again once the reply has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 
 import trio
@@ -191,24 +191,27 @@ class _Reading:
 
     def _lent_parts(self, loan: Loan) -> list[Part]:
         """The same, of what stands in the client's memory, but for ranges that do not yet."""
-        starts = accumulate(self._lengths, initial=0)
-        if not self._full:  # no views: the client may use its memory again
-            return [
-                data if position in self._late else loan.get(start, len(data))
-                for position, (data, start) in enumerate(zip(self._data, starts, strict=False))
-                if len(data)
-            ]
-        if self._late:
-            if not loan.begin():
-                raise FS3Error(Code.CONNECTION_LOST, "the client gave this request up")
-            try:
-                for position, start in enumerate(starts):
-                    if position in self._late:
-                        loan.put(start, self._data[position])
-            finally:
-                loan.end()
-        self._node.env.metrics.count("storage.lent_reads")
-        return loan.views  # type: ignore[return-value]
+        if self._full and (not self._late or self._put(loan)):
+            self._node.env.metrics.count("storage.lent_reads")
+            return loan.views  # type: ignore[return-value]
+        return [  # no views: the client may use its memory again
+            data if position in self._late else loan.get(start, len(data))
+            for position, (data, start) in enumerate(zip(self._data, self._starts(), strict=False))
+            if len(data)
+        ]
+
+    def _put(self, loan: Loan) -> bool:
+        """Put what is elsewhere into the client's memory, if it takes it."""
+        if not loan.begin():
+            raise FS3Error(Code.CONNECTION_LOST, "the client gave this request up")
+        try:
+            late = [(start, self._data[position]) for position, start in enumerate(self._starts()) if position in self._late]
+            return all(loan.put(start, data) for start, data in late)
+        finally:
+            loan.end()
+
+    def _starts(self) -> Iterable[int]:
+        return accumulate(self._lengths, initial=0)
 
 
 def _fit(lengths: Sequence[int], places: Sequence[memoryview]) -> bool:

@@ -48,9 +48,9 @@ class Loan(ABC):
     def end(self) -> None: ...
 
     @abstractmethod
-    def put(self, at: int, data: memoryview) -> None:
-        """Between `begin` and `end`, whatever the memory: copy bytes to `at` bytes behind its start. Raises CONNECTION_LOST
-        where that cannot be."""
+    def put(self, at: int, data: memoryview) -> bool:
+        """Between `begin` and `end`, whatever the memory: copy bytes to `at` bytes behind its start. False where that cannot
+        be."""
 
     @abstractmethod
     def get(self, at: int, length: int) -> bytes:

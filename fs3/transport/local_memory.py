@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..errors import Code, FS3Error, ProtocolError
+from ..errors import ProtocolError
 from ..wire.frame import PAYLOAD_SIZE_MAX
 from .base import Loan
 from .registered import Piece, Registration, Use
@@ -383,11 +383,12 @@ class LocalLoan(Loan):
     def end(self) -> None:
         self._words[1] = 0
 
-    def put(self, at: int, data: memoryview) -> None:
+    def put(self, at: int, data: memoryview) -> bool:
         try:
             self._room.write([data], at)
-        except OSError as error:
-            raise FS3Error(Code.CONNECTION_LOST, f"registered memory cannot be written to: {error.strerror}") from None
+        except OSError:
+            return False
+        return True
 
     def get(self, at: int, length: int) -> bytes:
         data = bytearray(length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import random
@@ -172,3 +173,30 @@ async def _cancel_after(turns: int, scope: trio.CancelScope) -> None:
     for _ in range(turns):
         await trio.lowlevel.checkpoint()
     scope.cancel()
+
+
+async def test_memory_that_takes_nothing_is_filled_by_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a tmpfs is full: what the daemon cannot put there it sends."""
+    data = os.urandom(MIB)
+
+    def full(fd: int, data: memoryview, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with live(tmp_path, monkeypatch) as (cluster, _, paths):
+        await paths.write_file("/file", data)
+        fd = os.memfd_create("test")
+        os.ftruncate(fd, MIB)
+        view = memoryview(mmap.mmap(fd, MIB))
+        async with paths.register(view, fd):
+            await known(paths, view)
+            monkeypatch.setattr(os, "pwrite", full)
+            items = [("/file", 10, MIB - 10), ("/file", 0, 10)]
+            before = metric(cluster, "storage.lent_reads")
+            for _ in range(2):
+                view[:] = bytes(MIB)
+                assert await paths.read_batch(items, view) == [MIB - 10, 10]
+                assert view == data[10:] + data[:10]
+            assert metric(cluster, "storage.lent_reads") == before
+            await paths.read_batch([("/file", 0, MIB)], view, strict=True)
+            assert view == data and metric(cluster, "storage.lent_reads") > before, "whole blocks need no such call"
+        os.close(fd)

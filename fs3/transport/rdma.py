@@ -14,6 +14,7 @@ import os
 import resource
 import secrets
 import select
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,7 @@ _TIMEOUT = 17  # 4.096 us * 2**17 = 0.54 s for each try
 _RNR_TIMER = 12
 _READS_MAX = 16
 _GIDS_MAX = 256
+_LIST_AGAIN_S = 10.0
 _ACCESS_OF_REGION = ("IBV_ACCESS_LOCAL_WRITE", "IBV_ACCESS_REMOTE_WRITE", "IBV_ACCESS_REMOTE_READ")
 _SYSTEM_LISTS = "/sys/class/infiniband"
 
@@ -141,7 +143,9 @@ class VerbsDevice(Device):
         attributes = self._context.query_port(self.port)
         self.mtu: int = attributes.active_mtu
         self.lid: int = attributes.lid
+        self._gid_places = min(_GIDS_MAX, attributes.gid_tbl_len)
         self._gids = self._list_gids()
+        self._listed_at = time.monotonic()
         self._fixed = self._gid_at(gid_index) if gid_index >= 0 else None
         self._domain = PD(self._context)
         self.registered = 0
@@ -157,12 +161,12 @@ class VerbsDevice(Device):
 
     def _list_gids(self) -> list[_Gid]:
         found = []
-        for index in range(_GIDS_MAX):
+        for index in range(self._gid_places):
             try:
                 address = ipaddress.IPv6Address(str(self._context.query_gid(self.port, index).gid))
                 kind = self._context.query_gid_type(self.port, index)
             except (PyverbsRDMAError, ValueError):
-                continue  # an empty place in the table, or its end
+                continue  # an empty place in the table
             if int(address):
                 found.append(_Gid(index, address, kind == verbs.IBV_GID_TYPE_SYSFS_ROCE_V2))
         return found
@@ -180,8 +184,8 @@ class VerbsDevice(Device):
         if self._fixed is not None:
             return self._fixed
         wanted = _as_gid(local)
-        if all(gid.address != wanted for gid in self._gids):
-            self._gids = self._list_gids()
+        if all(gid.address != wanted for gid in self._gids) and self._listed_at + _LIST_AGAIN_S < time.monotonic():
+            self._gids, self._listed_at = self._list_gids(), time.monotonic()
         if not self._gids:
             raise ConfigError(f"port {self.port} of RDMA device {self.name} has no GID: has its interface an address?")
         return max(self._gids, key=lambda gid: (

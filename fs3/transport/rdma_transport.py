@@ -38,6 +38,8 @@ AVOID_S = 30.0
 """A device that failed is used after the others for so long."""
 UNREACHED_S = 60.0
 RETRY_S = 0.1
+_TRIES = 2
+"""How often each device may fail to reach an address before that counts as unreached: its daemon may just have died."""
 _WAITING_MAX = 1024
 """Connections that have not said yet what they are."""
 
@@ -161,7 +163,7 @@ class RdmaTransport(Transport):
     def _reaches(self, address: str) -> bool:
         """Whether RDMA is worth trying: not for a while after nothing came through by any device."""
         times, last = self._unreached.get(address, (0, 0.0))
-        return times < len(self.nics()) or last + UNREACHED_S < trio.current_time()
+        return times < _TRIES * len(self.nics()) or last + UNREACHED_S < trio.current_time()
 
     def failed(self, nic: Nic, address: str, worked: bool) -> None:
         """A connection met an error of the device."""
@@ -171,7 +173,7 @@ class RdmaTransport(Transport):
             return
         times = self._unreached.get(address, (0, 0.0))[0] + 1
         self._unreached[address] = times, trio.current_time()
-        if times == len(self.nics()):
+        if times == _TRIES * len(self.nics()):
             logger.warning(
                 "%s: nothing comes through by RDMA, though both sides have it; using TCP, and trying again in %d s (can the "
                 "devices' networks reach each other, and does UDP port 4791 pass?)", address, UNREACHED_S,

@@ -241,8 +241,3 @@ def _parts(first: int, count: int, entries: int) -> Iterable[tuple[int, int]]:
     if start + count <= entries:
         return ((start, start + count),)
     return ((start, entries), (0, start + count - entries))
-
-
-def clipped(size: int, offset: int, length: int) -> bool:
-    """Whether a range does not lie inside of memory of this size."""
-    return offset > size or length > size - offset

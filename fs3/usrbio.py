@@ -29,7 +29,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
@@ -421,8 +420,8 @@ class _Door:
             if self.dead:
                 raise OSError(errno.ENODEV, "the mount's daemon is gone")
             try:
-                garbage = [self._garbage.popleft() for _ in range(min(64, len(self._garbage)))]
-                self._socket.send(json.dumps({**request, "garbage": garbage} if garbage else request).encode())
+                self._tell_garbage()
+                self._socket.send(json.dumps(request).encode())
                 data, found, _, _ = socket.recv_fds(self._socket, ANSWER_BYTES, max(fds, 1))
             except OSError as error:
                 self._end()
@@ -444,11 +443,20 @@ class _Door:
     def forget(self, memory: int) -> None:
         """An Iov that nobody closed is of no use any more."""
         self._garbage.append(memory)
-        # The collector may run in the midst of a question: it is told with the next one then.
+        # The collector may run in the midst of a question: the daemon is told with the next one then.
         if not self.dead and not sys.is_finalizing() and self._lock.acquire(blocking=False):
-            self._lock.release()
-            with suppress(OSError):
-                self.ask({"do": "hello", "version": VERSION})
+            try:
+                self._tell_garbage()
+            except OSError:
+                self._end()
+            finally:
+                self._lock.release()
+
+    def _tell_garbage(self) -> None:
+        """There is no answer to that."""
+        while self._garbage:
+            memories = [self._garbage.popleft() for _ in range(min(64, len(self._garbage)))]
+            self._socket.send(json.dumps({"do": "forget", "memories": memories}).encode())
 
     def drop(self) -> None:
         """This is a child, whose parent has the connection."""

@@ -19,7 +19,7 @@ import trio
 
 from fs3.client.many import Read
 from fs3.env import Env
-from fs3.rings import COUNT, DaemonRing, RingError, Submission, clipped, ring_bytes
+from fs3.rings import COUNT, DaemonRing, RingError, Submission, ring_bytes
 
 from .fs import FileSystem
 from .ring_files import RingFile, RingWrite
@@ -169,10 +169,12 @@ class Ring:
             with self.scope:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
-                    await self._listen()
+                    try:
+                        await self._listen()
+                    finally:
+                        self._nursery = None  # nothing more is begun
                     nursery.cancel_scope.cancel()
         finally:
-            self._nursery = None
             self._socket.close()
             self.ended.set()
 
@@ -213,7 +215,9 @@ class Ring:
         return self._env.monotonic() >= self._since + self._timeout_s
 
     def has_batch(self) -> bool:
-        return self._nursery is not None and self._batches < BATCHES_OF_RING_MAX and self._ring.batch(self._gathered()) > 0
+        if self._nursery is None or self.scope.cancel_called:
+            return False
+        return self._batches < BATCHES_OF_RING_MAX and self._ring.batch(self._gathered()) > 0
 
     def begin(self) -> None:
         """Serve the next batch."""
@@ -237,10 +241,10 @@ class Ring:
             self._tell(len(results))
             kind = "read" if self.for_read else "written"
             metrics.count(f"rings.{kind}_operations", len(results))
-            metrics.count(f"rings.{kind}_bytes", sum([result for result in results if result > 0]))
-            failed = sum([result < 0 for result in results])
-            if failed:
-                metrics.count("rings.errors", failed)
+            if min(results) < 0:
+                metrics.count("rings.errors", sum([result < 0 for result in results]))
+                results = [max(0, result) for result in results]
+            metrics.count(f"rings.{kind}_bytes", sum(results))
             self._timing.observe(int((self._env.monotonic() - started) * 1e9))
         finally:
             self._batches -= 1
@@ -250,48 +254,63 @@ class Ring:
     # Reading
 
     async def _read(self, asked: Sequence[Submission], used: set[RingFile | RingMemory]) -> list[int]:
-        files, memories = self._owner.files, self._owner.memories
         results = [0] * len(asked)
         read_from: set[RingFile] = set()
         reads: list[Read] = []
         places: list[int] = []
-        bounced: list[tuple[int, RingFile, int, RingMemory, int, int]] = []
+        bounced: list[_Part] = []
+        last_file = last_memory = -1
+        size = wrong = 0
+        view: memoryview | None = None
+        # Most go to one file and one Iov, which are looked at once.
         for number, (offset, at, length, file, memory) in enumerate(asked):
-            entry, region = files.get(file), memories.get(memory)
-            wrong = _wrong(entry, region, offset, at, length, True)
-            if wrong or entry is None or region is None:
-                results[number] = -wrong
-                continue
-            if entry not in used:
-                used.add(entry)
-                read_from.add(entry)
-                entry.users += 1
-            if region not in used:
-                used.add(region)
-                region.users += 1
-            if region.direct and region.view is not None:
-                reads.append((entry.file, offset, region.view[at : at + length]))
+            if file != last_file or memory != last_memory:
+                last_file, last_memory = file, memory
+                found = self._find(file, memory, used)
+                wrong = found if isinstance(found, int) else 0
+                if not isinstance(found, int):
+                    entry, region = found
+                    read_from.add(entry)
+                    handle, size, view = entry.file, region.size, region.view if region.direct else None
+            end = at + length
+            if wrong or not length or end > size or offset + length > _OFFSET_MAX:
+                results[number] = -(wrong or errno.EINVAL)
+            elif view is not None:
+                reads.append((handle, offset, view[at:end]))
                 places.append(number)
             else:
-                bounced.append((number, entry, offset, region, at, length))
+                bounced.append((number, region, at, entry, offset, length))
         if reads:
-            found = await self._fs.ring_read(read_from, reads)
+            done = await self._fs.ring_read(read_from, reads)
             if len(reads) == len(asked):
-                return found
-            for number, result in zip(places, found, strict=True):
+                return done
+            for number, result in zip(places, done, strict=True):
                 results[number] = result
         if bounced:
             await self._read_bounced(bounced, results)
         return results
 
-    async def _read_bounced(
-        self, items: Sequence[tuple[int, RingFile, int, RingMemory, int, int]], results: list[int]
-    ) -> None:
+    def _find(self, file: int, memory: int, used: set[RingFile | RingMemory]) -> int | tuple[RingFile, RingMemory]:
+        """What an operation names, which is counted as used; an errno where it may not."""
+        entry, region = self._owner.files.get(file), self._owner.memories.get(memory)
+        if entry is None or entry.closing:
+            return errno.EBADF
+        if not (entry.readable if self.for_read else entry.writable):
+            return errno.EACCES
+        if region is None or region.closing:
+            return errno.EINVAL
+        for thing in (entry, region):
+            if thing not in used:
+                used.add(thing)
+                thing.users += 1
+        return entry, region
+
+    async def _read_bounced(self, items: Sequence[_Part], results: list[int]) -> None:
         """By way of memory of our own, a part at a time: the program could change what it sees before we have verified it,
         and have us complain of replicas that are well."""
         some: list[_Part] = []
         size = 0
-        for number, entry, offset, region, at, length in items:
+        for number, region, at, entry, offset, length in items:
             for start in range(0, length, BOUNCE_BYTES):
                 part = min(length - start, BOUNCE_BYTES)
                 if size + part > BOUNCE_BYTES:
@@ -320,20 +339,18 @@ class Ring:
     # Writing
 
     async def _write(self, asked: Sequence[Submission], used: set[RingFile | RingMemory]) -> list[int]:
-        files, memories = self._owner.files, self._owner.memories
         results = [0] * len(asked)
         writes: list[RingWrite] = []
         places: list[int] = []
         for number, (offset, at, length, file, memory) in enumerate(asked):
-            entry, region = files.get(file), memories.get(memory)
-            wrong = _wrong(entry, region, offset, at, length, False)
-            if wrong or entry is None or region is None:
-                results[number] = -wrong
+            found = self._find(file, memory, used)
+            if isinstance(found, int):
+                results[number] = -found
                 continue
-            for thing in (entry, region):
-                if thing not in used:
-                    used.add(thing)
-                    thing.users += 1
+            entry, region = found
+            if not length or at + length > region.size or offset + length > _OFFSET_MAX:
+                results[number] = -errno.EINVAL
+                continue
             writes.append(RingWrite(entry, offset, length, region, at))
             places.append(number)
         if writes:
@@ -366,14 +383,3 @@ class Ring:
                 except BrokenPipeError:
                     self.scope.cancel()
                 self._owed = 0
-
-
-def _wrong(entry: RingFile | None, region: RingMemory | None, offset: int, at: int, length: int, for_read: bool) -> int:
-    """What is wrong with an operation, as an errno; 0 for nothing."""
-    if entry is None or entry.closing:
-        return errno.EBADF
-    if not (entry.readable if for_read else entry.writable):
-        return errno.EACCES
-    if region is None or region.closing or not length or clipped(region.size, at, length):
-        return errno.EINVAL
-    return errno.EINVAL if offset > _OFFSET_MAX - length else 0

@@ -1,10 +1,10 @@
 """The door at which programs of this host get user-space rings, and what each has: rings, memory, registered files.
 
 A program connects to an abstract socket, whose name is made of the mount's device number, and asks by one JSON object in
-each packet: `hello`, `memory`, `wrap`, `release`, `ring`, `close`, `open`, `shut`, `punch`. It is answered in order, by one
-object each and the descriptors of what was made for it. The kernel says who it is. When the connection ends, or the process,
-all that it had is given back as soon as what is under way has ended. Descriptors come from the daemon and never go to it;
-see ring_memory.
+each packet: `hello`, `memory`, `wrap`, `release`, `ring`, `close`, `open`, `shut`, `punch`, or `forget`, which alone is not
+answered. Answers come in order, one object each, with the descriptors of what was made. The kernel says who it is. When the
+connection ends, or the process, all that it had is given back as soon as what is under way has ended. Descriptors come from
+the daemon and never go to it; see ring_memory.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ SHARE = 2
 _CREDENTIALS = struct.Struct("3i")
 _NUMBER_MAX = 2**63 - 1
 
-Reply = tuple[dict[str, Any], list[int], Ring | None]
+Reply = tuple[dict[str, Any] | None, list[int], Ring | None]
+"""An answer, or None for none; descriptors that go with it; the ring that they are of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +183,7 @@ class Program(Owner):
             "memory": self._make_memory,
             "wrap": self._wrap,
             "release": self._release,
+            "forget": self._forget,
             "ring": self._make_ring,
             "close": self._close_ring,
             "open": self._open,
@@ -229,16 +231,17 @@ class Program(Owner):
                 return
             if not question:
                 return
-            fds: list[int] = []
-            made: Ring | None = None
             try:
                 reply, fds, made = await self._answer(question)
             except OSError as error:
-                reply = {"errno": error.errno or errno.EIO, "error": error.strerror or str(error)}
+                reply, fds, made = {"errno": error.errno or errno.EIO, "error": error.strerror or str(error)}, [], None
             except FS3Error as error:
-                reply = {"errno": error.errno, "error": error.message}
+                reply, fds, made = {"errno": error.errno, "error": error.message}, [], None
             try:
-                await _send(self._peer, reply, fds)
+                if reply is not None:
+                    await _send(self._peer, reply, fds)
+            except (OSError, trio.TooSlowError):
+                return
             finally:
                 if made is not None:
                     made.close_peer()
@@ -252,12 +255,6 @@ class Program(Owner):
             call = self._calls[request["do"]]
         except (ValueError, RecursionError, KeyError, TypeError):
             raise OSError(errno.EINVAL, "a question that is not understood") from None
-        garbage = request.get("garbage", ())
-        if isinstance(garbage, list):
-            for number in garbage:
-                memory = self.memories.get(number) if isinstance(number, int) else None
-                if memory is not None:
-                    self._drop_memory(memory)
         return await call(request)
 
     # Questions
@@ -305,6 +302,14 @@ class Program(Owner):
             with trio.move_on_after(ANSWER_S):
                 await memory.released.wait()
         return {}, [], None
+
+    async def _forget(self, request: dict[str, Any]) -> Reply:
+        numbers = request.get("memories")
+        for number in numbers if isinstance(numbers, list) else ():
+            memory = self.memories.get(number) if isinstance(number, int) else None
+            if memory is not None:
+                self._drop_memory(memory)
+        return None, [], None
 
     async def _make_ring(self, request: dict[str, Any]) -> Reply:
         entries, depth = _number(request, "entries", 1), _number(request, "depth", -ENTRIES_MAX)

@@ -1,0 +1,440 @@
+"""Rings of a mount without a kernel, against a whole cluster in this process: what is served when, what is bounded, and what
+becomes of what is under way."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import trio
+
+from fs3 import usrbio
+from fs3.api.meta import Access
+from fs3.cli.mounts import FILE_SYSTEM_TYPE, Mount
+from fs3.client.file import ROOT_CALLER as ROOT
+from fs3.errors import Code, FS3Error
+from fs3.ids import ROOT_INODE
+from fs3.rings import Completion
+from fs3.usrbio import Ior, Iov, Priority
+from fuse.fs import FileSystem
+from fuse.mount_state import FsOptions
+from fuse.processes import Descriptor, check_process, descriptor_of, file_of_mount, file_size_limit, mount_of
+from fuse.ring_queue import BATCHES_OF_RING_MAX
+from fuse.rings import RingLimits, Rings, Room
+from tests.unit.client.live import CHUNK_SIZE, Live
+
+T = TypeVar("T")
+LIMITS = RingLimits(rings=8, files=8, memory_bytes=32 << 20, others=False)
+DEVICES = itertools.count(1)
+
+
+@pytest.fixture
+async def live(tmp_path: Path) -> AsyncIterator[Live]:
+    async with Live(tmp_path, storages=1, replicas=1).running() as cluster:
+        yield cluster
+
+
+class Mounted:
+    """A mount, and this process as a program that uses its rings. descriptors: of files that it has "open"."""
+
+    def __init__(self, fs: FileSystem, rings: Rings, place: str) -> None:
+        self.fs = fs
+        self.rings = rings
+        self.place = place
+        self.descriptors: dict[int, Descriptor] = {}
+        self.inodes: list[int] = []  # all that was asked of storage, in order
+        rings.find_file = lambda pid, fd, device: self.descriptors[fd]
+
+    async def file(self, name: bytes, data: bytes, flags: int = os.O_RDWR) -> int:
+        """A descriptor of a new file, registered, whose kernel handle stays open."""
+        opened, attr = await self.fs.create(ROOT, ROOT_INODE, name, 0o644, os.O_RDWR | os.O_CREAT)
+        if data:
+            await self.fs.write(opened.handle, 0, data)
+        fd = 1000 + len(self.descriptors)
+        self.descriptors[fd] = Descriptor(attr.inode, flags, 0)
+        await self.register(fd, flags)
+        return fd
+
+    async def register(self, fd: int, flags: int) -> None:
+        at = usrbio._process.door_of(self.place)
+        reply, _ = await call(lambda: at.ask({"do": "open", "fd": fd, "inode": self.descriptors[fd].inode}))
+        usrbio._process.files[fd] = usrbio._File(at, reply["id"], flags)
+
+
+async def call(function: Callable[[], T]) -> T:
+    """In a thread, as the daemon is in this one."""
+    with trio.fail_after(30):
+        return await trio.to_thread.run_sync(function, abandon_on_cancel=True)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(20):
+        while not condition():  # noqa: ASYNC110 (another thread may bring it about)
+            await trio.sleep(0.001)
+
+
+@asynccontextmanager
+async def mounted(
+    live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limits: RingLimits = LIMITS, write_behind: int = 0
+) -> AsyncIterator[Mounted]:
+    device = f"unit-{os.getpid()}:{next(DEVICES)}"
+    found = Mount(tmp_path, FILE_SYSTEM_TYPE, "fs3", device, os.geteuid())
+    monkeypatch.setattr(usrbio, "_mount_of", lambda real: found)
+    async with live.client() as client, trio.open_nursery() as nursery:
+        fs = FileSystem(client, nursery, FsOptions(0, 0, write_behind))
+        rings = Rings(client, fs, device, limits)
+        await nursery.start(rings.serve)
+        await call(lambda: usrbio._process.door_of(str(tmp_path)))
+        made = Mounted(fs, rings, str(tmp_path))
+        try:
+            yield made
+        finally:
+            for fd in made.descriptors:
+                usrbio._process.files.pop(fd, None)
+            usrbio._process._doors.pop(device).drop()
+            await until(lambda: not (rings.files.used or rings.memory.used or rings.rings.used))
+            assert rings.queue.under_way == 0
+            nursery.cancel_scope.cancel()
+
+
+def results(done: list[Completion]) -> list[int]:
+    return [each.result for each in done]
+
+
+async def test_what_is_read_and_written(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = os.urandom(3 * CHUNK_SIZE)
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        fd = await made.file(b"f", data)
+        iov = await call(lambda: Iov.create(made.place, 1 << 20))
+        reads = await call(lambda: Ior(made.place, 4))
+        writes = await call(lambda: Ior(made.place, 4, for_read=False))
+        for number in range(3):
+            reads.prepare(iov, number * CHUNK_SIZE, CHUNK_SIZE, fd, number * CHUNK_SIZE + 7, number)
+        assert reads.submit() == 3
+        done = await call(lambda: reads.wait(min_results=3))
+        assert [(each.result, each.userdata, each.index) for each in done] == [
+            (CHUNK_SIZE, 0, 0), (CHUNK_SIZE, 1, 1), (CHUNK_SIZE - 7, 2, 2),
+        ]  # fmt: skip
+        assert iov.view[: 3 * CHUNK_SIZE - 7] == data[7:]
+        iov.view[:9] = b"over here"
+        writes.prepare(iov, 0, 9, fd, CHUNK_SIZE - 4)
+        writes.prepare(iov, 5, 4, fd, 5 * CHUNK_SIZE)
+        writes.submit()
+        assert results(await call(lambda: writes.wait(min_results=2))) == [9, 4]
+        inode = made.descriptors[fd].inode
+        state = made.fs._client.opened(inode)
+        assert state is not None and state.length == 5 * CHUNK_SIZE + 4
+        file = await made.fs._client.open(ROOT, inode, Access.READ)
+        assert bytes(await made.fs._client.read(file, CHUNK_SIZE - 4, 9)) == b"over here"
+        await made.fs._client.close(file)
+        reads.prepare(iov, 0, CHUNK_SIZE, fd, 4 * CHUNK_SIZE)
+        reads.submit()
+        assert results(await call(lambda: reads.wait(min_results=1))) == [CHUNK_SIZE]
+        assert not any(iov.view[:CHUNK_SIZE])  # a hole
+        await call(reads.close)
+
+
+async def test_memory_that_is_not_received_into_gets_the_same(
+    live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = os.urandom(5 << 20)
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        fd = await made.file(b"f", data)
+        memory = os.memfd_create("program", os.MFD_ALLOW_SEALING)
+        os.ftruncate(memory, 6 << 20)
+        iov = await call(lambda: Iov.wrap(made.place, memory, 6 << 20))
+        (program,) = _programs(made.rings)
+        (region,) = program.memories.values()
+        assert region.direct
+        ring = await call(lambda: Ior(made.place, 4))
+        for view in (region.view, None):
+            region.direct = False
+            region.view = view
+            if view is None:
+                region._fd = os.dup(memory)  # as where it may shrink
+            iov.view[:] = bytes(6 << 20)
+            ring.prepare(iov, 0, 100, fd, 17)
+            ring.prepare(iov, 100, (5 << 20) + 100, fd, 0)
+            ring.submit()
+            assert results(await call(lambda: ring.wait(min_results=2))) == [100, 5 << 20]
+            assert iov.view[:100] == data[17:117]
+            assert iov.view[100 : 100 + (5 << 20)] == data
+        os.ftruncate(memory, 0)  # nobody touches its mapping any more
+        writes = await call(lambda: Ior(made.place, 1, for_read=False))
+        writes.prepare(iov, 0, 100, fd, 0)
+        writes.submit()
+        assert results(await call(lambda: writes.wait(min_results=1))) == [-errno.EFAULT]
+        os.close(memory)
+
+
+def _programs(rings: Rings) -> list[Any]:
+    import gc
+
+    from fuse.rings import Program
+
+    return [each for each in gc.get_objects() if isinstance(each, Program) and each._all is rings]
+
+
+async def test_how_many_are_served_at_once(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        fd = await made.file(b"f", b"x" * 100)
+        iov = await call(lambda: Iov.create(made.place, 100))
+        batches: list[int] = []
+        read = made.fs.ring_read
+
+        async def watched(files: Any, reads: Any) -> list[int]:
+            batches.append(len(reads))
+            return await read(files, reads)
+
+        monkeypatch.setattr(made.fs, "ring_read", watched)
+        for depth, timeout_s, counts, expected in (
+            (0, None, (3, 2), [3, 2]),
+            (2, None, (1, 1, 2, 1), [2, 2]),  # one is left
+            (-2, None, (5,), [2, 2, 1]),
+            (-4, 0.05, (4, 1), [4, 1]),
+            (-4, 3600 - 1, (1, 1, 1, 1, 2), [4]),  # two are left
+        ):
+            ring = await call(lambda: Ior(made.place, 8, io_depth=depth, timeout_s=timeout_s))  # noqa: B023 (awaited here)
+            batches.clear()
+            for count in counts:
+                for _ in range(count):
+                    ring.prepare(iov, 0, 10, fd, 0)
+                ring.submit()
+                if depth == 0:
+                    assert len(await call(lambda: ring.wait(min_results=count))) == count  # noqa: B023
+            if depth != 0:
+                done = await call(lambda: ring.wait(min_results=sum(expected), timeout_s=20))  # noqa: B023
+                assert len(done) == sum(expected)
+            assert sorted(batches) == sorted(expected), depth  # those that are begun at once may be so in any order
+            await call(ring.close)
+
+
+async def test_priorities_and_users_in_turn(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        fd = await made.file(b"f", b"x" * 100)
+        iov = await call(lambda: Iov.create(made.place, 100))
+        monkeypatch.setattr("fuse.ring_queue.BATCHES_MAX", 1)
+        order: list[int] = []
+        gate = trio.Event()
+        read = made.fs.ring_read
+
+        async def watched(files: Any, reads: Any) -> list[int]:
+            order.append(reads[0][1])
+            await gate.wait()
+            return await read(files, reads)
+
+        monkeypatch.setattr(made.fs, "ring_read", watched)
+        rings = {}
+        for place, priority in ((9, Priority.NORMAL), (1, Priority.LOW), (2, Priority.NORMAL), (3, Priority.HIGH)):
+            ring = rings[place] = await call(lambda: Ior(made.place, 1, priority=priority))  # noqa: B023
+            ring.prepare(iov, 0, 10, fd, place)
+            ring.submit()
+            await until(lambda: bool(order))  # the first is under way, and the others wait for it
+        await until(lambda: sum(len(each) for each in made.rings.queue._users.get(os.getuid(), ())) == 3)
+        gate.set()
+        for ring in rings.values():
+            await call(lambda: ring.wait(min_results=1))  # noqa: B023
+        assert order == [9, 3, 2, 1]
+
+
+async def test_a_ring_has_not_all_for_itself_and_ends_what_is_under_way(
+    live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        fd = await made.file(b"f", b"x" * 100)
+        iov = await call(lambda: Iov.create(made.place, 100))
+        ended: list[str] = []
+        state = {"running": 0}
+
+        async def stuck(files: Any, reads: Any) -> list[int]:
+            state["running"] += 1
+            try:
+                await trio.Event().wait()
+            finally:
+                ended.append("read")
+            return []
+
+        monkeypatch.setattr(made.fs, "ring_read", stuck)
+        ring = await call(lambda: Ior(made.place, 32, io_depth=1))
+        for _ in range(20):
+            ring.prepare(iov, 0, 10, fd, 0)
+        ring.submit()
+        await until(lambda: state["running"] == BATCHES_OF_RING_MAX)
+        assert ring.wait(min_results=1, timeout_s=0) == []
+        assert ring.abandon() == 20
+        assert (ring.outstanding, ring.wait(timeout_s=0)) == (0, [])
+        for _ in range(12):
+            ring.prepare(iov, 0, 10, fd, 0)
+        with pytest.raises(BlockingIOError):
+            ring.prepare(iov, 0, 10, fd, 0)
+        await call(ring.close)
+        assert len(ended) == BATCHES_OF_RING_MAX
+        with pytest.raises(OSError) as caught:
+            ring.submit()
+        assert caught.value.errno == errno.EBADF
+
+
+async def test_late_completions_are_not_those_of_others(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        fd = await made.file(b"f", bytes(range(100)))
+        iov = await call(lambda: Iov.create(made.place, 100))
+        ring = await call(lambda: Ior(made.place, 8))
+        gate = trio.Event()
+        read = made.fs.ring_read
+
+        async def slow(files: Any, reads: Any) -> list[int]:
+            if reads[0][1] == 50:
+                await gate.wait()
+            return await read(files, reads)
+
+        monkeypatch.setattr(made.fs, "ring_read", slow)
+        ring.prepare(iov, 0, 10, fd, 50, "slow")
+        ring.submit()
+        assert await call(lambda: ring.wait(min_results=1, timeout_s=0.02)) == []
+        ring.prepare(iov, 20, 7, fd, 0, "next")
+        ring.submit()
+        assert await call(lambda: ring.wait(min_results=1, timeout_s=0.02)) == []  # in their order
+        gate.set()
+        done = await call(lambda: ring.wait(min_results=2))
+        assert [(each.userdata, each.result) for each in done] == [("slow", 10), ("next", 7)]
+        gate = trio.Event()
+        ring.prepare(iov, 0, 10, fd, 50, "given up")
+        ring.submit()
+        ring.abandon()
+        ring.prepare(iov, 20, 7, fd, 0, "wanted")
+        ring.submit()
+        gate.set()
+        (only,) = await call(lambda: ring.wait(min_results=1))
+        assert (only.userdata, only.result) == ("wanted", 7)
+        assert ring.settle(0)
+
+
+async def test_what_is_buffered_goes_first_and_its_errors_are_told(
+    live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with mounted(live, monkeypatch, tmp_path, write_behind=1 << 20) as made:
+        fd = await made.file(b"f", b"buffered")
+        iov = await call(lambda: Iov.create(made.place, 100))
+        reads = await call(lambda: Ior(made.place, 4))
+        writes = await call(lambda: Ior(made.place, 4, for_read=False))
+        reads.prepare(iov, 0, 100, fd, 0)
+        reads.submit()
+        assert results(await call(lambda: reads.wait(min_results=1))) == [8]
+        assert bytes(iov.view[:8]) == b"buffered"
+        (entry,) = made.fs._files.values()
+        await made.fs.write(1, 8, b" more")
+
+        async def fail(*arguments: Any) -> int:
+            raise FS3Error(Code.NO_SPACE, "full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(made.fs._client, "write", fail)
+            writes.prepare(iov, 0, 4, fd, 0)
+            writes.submit()
+            assert results(await call(lambda: writes.wait(min_results=1))) == [-errno.ENOSPC]
+        assert not entry.writes.pending if entry.writes is not None else False
+        writes.prepare(iov, 0, 4, fd, 0)
+        writes.submit()
+        assert results(await call(lambda: writes.wait(min_results=1))) == [4]
+
+
+async def test_bounds(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        fd = await made.file(b"f", b"x")
+        place = made.place
+        held = [await call(lambda: Iov.create(place, 15 << 20))]
+        held_rings = [await call(lambda: Ior(place, 1)) for _ in range(4)]
+        tries: list[Callable[[], Any]] = [lambda: Iov.create(place, 15 << 20), lambda: Ior(place, 1)]
+        for attempt in tries:
+            with pytest.raises(OSError) as caught:
+                await call(attempt)
+            assert caught.value.errno == errno.EAGAIN
+        for _ in range(3):
+            await made.register(fd, os.O_RDWR)
+        with pytest.raises(OSError) as caught:
+            await made.register(fd, os.O_RDWR)
+        assert caught.value.errno == errno.EAGAIN
+        await call(held_rings.pop().close)
+        await call(held.pop().close)
+        held.append(await call(lambda: Iov.create(place, 16 << 20)))
+        held_rings.append(await call(lambda: Ior(place, 1)))
+
+
+async def test_only_what_is_open_here_and_so(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        opened, attr = await made.fs.create(ROOT, ROOT_INODE, b"f", 0o600, os.O_WRONLY | os.O_CREAT)
+        await made.fs.release(opened.handle)
+        made.descriptors[1] = Descriptor(attr.inode, os.O_RDONLY, 0)
+        made.descriptors[2] = Descriptor(attr.inode, os.O_RDWR, 0)
+        for fd in (1, 2):
+            with pytest.raises(OSError) as caught:
+                await made.register(fd, os.O_RDONLY)  # a kernel that says so does not know this file
+            assert caught.value.errno == errno.EBADF
+        handle = (await made.fs.open(ROOT, attr.inode, os.O_RDONLY)).handle
+        await made.register(1, os.O_RDONLY)
+        with pytest.raises(OSError) as caught:
+            await made.register(2, os.O_RDWR)
+        assert caught.value.errno == errno.EBADF
+        await made.fs.release(handle)
+        assert made.fs._client.opened(attr.inode) is not None
+        iov, ring = await call(lambda: (Iov.create(made.place, 10), Ior(made.place, 1)))
+        ring.prepare(iov, 0, 10, 1, 0)
+        ring.submit()
+        assert results(await call(lambda: ring.wait(min_results=1))) == [0]
+
+
+def test_what_the_kernel_says_of_processes(tmp_path: Path) -> None:
+    me = os.getpid()
+    check_process(me, os.geteuid())
+    for pid, uid in ((me, os.geteuid() + 1), (0, 0), (2**22 + 1, 0)):
+        with pytest.raises(OSError) as caught:
+            check_process(pid, uid)
+        assert caught.value.errno == errno.EPERM
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR | os.O_APPEND, os.O_PATH):
+        fd = os.open(path, flags)
+        try:
+            found = descriptor_of(me, fd)
+            assert found.inode == path.stat().st_ino
+            readable, writable = flags != os.O_WRONLY, flags not in (os.O_RDONLY, os.O_PATH)
+            assert (found.readable, found.writable) == (readable and flags != os.O_PATH, writable)
+            device, kind = mount_of(me, found.mount)
+            assert kind
+            if flags == os.O_PATH:
+                with pytest.raises(OSError):
+                    file_of_mount(me, fd, device)
+            else:
+                assert file_of_mount(me, fd, device) == found
+            with pytest.raises(OSError):
+                file_of_mount(me, fd, "0:0")
+        finally:
+            os.close(fd)
+    with pytest.raises(OSError) as caught:
+        descriptor_of(me, fd)
+    assert caught.value.errno == errno.EBADF
+    assert file_size_limit(me) > 0
+    assert mount_of(me, 2**30) == ("", "")
+
+
+def test_a_user_may_not_have_all() -> None:
+    room = Room("rings", 8)
+    for _ in range(4):
+        room.take(1000, 0, 1, False)
+    with pytest.raises(OSError):
+        room.take(1000, 0, 1, False)
+    with pytest.raises(OSError):
+        room.take(1001, 4, 1, True)
+    for _ in range(4):
+        room.take(0, 0, 1, True)
+    with pytest.raises(OSError):
+        room.take(0, 0, 1, True)
+    room.give_back(1000, 4)
+    assert room.used == 4
+    room.take(1000, 0, 4, False)

@@ -198,31 +198,30 @@ async def closing_waits_for_what_is_under_way(subject: Subject) -> None:
 
 async def memory_of_calls_that_were_given_up_is_left_alone(subject: Subject) -> None:
     """The classic mistake: a caller gives up, its memory is used for other things, and then the reply is written there."""
-    for kind in KINDS:
-        for seed in (10, 11):
-            with kind() as memory:
-                async with _world(subject) as world:
-                    registration = subject.transport.register(memory)
-                    for warm in range(3):
-                        await world.read(Wanted(warm, MIB), memory[:MIB])
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(world.read, Wanted(seed, MIB, True), memory[MIB : 2 * MIB])
-                        await world.started.wait()
-                        nursery.cancel_scope.cancel()
-                    memory[:] = b"\xaa" * SIZE
-                    if seed == 11:
-                        await registration.close()
-                    world.release.set()
-                    await world.ended.wait()
-                    try:
-                        await world.read(Wanted(3, MIB), memory[:MIB])  # whatever came late has come
-                    except FS3Error as error:  # it took the end of the connection to get the memory back
-                        assert error.code is Code.CONNECTION_LOST, error
-                        await trio.testing.wait_all_tasks_blocked()  # until that is known
-                        await world.read(Wanted(3, MIB), memory[:MIB])
-                    assert memory[:MIB] == made(3, MIB)
-                    assert memory[MIB:] == b"\xaa" * (SIZE - MIB), "written to after its call"
+    for kind, seed in ((_private, 10), (_sealed, 10), (_sealed, 11), (_unsealed, 11)):
+        with kind() as memory:
+            async with _world(subject) as world:
+                registration = subject.transport.register(memory)
+                for warm in range(3):
+                    await world.read(Wanted(warm, MIB), memory[:MIB])
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(world.read, Wanted(seed, MIB, True), memory[MIB : 2 * MIB])
+                    await world.started.wait()
+                    nursery.cancel_scope.cancel()
+                memory[:] = b"\xaa" * SIZE
+                if seed == 11:
                     await registration.close()
+                world.release.set()
+                await world.ended.wait()
+                try:
+                    await world.read(Wanted(3, MIB), memory[:MIB])  # whatever came late has come
+                except FS3Error as error:  # it took the end of the connection to get the memory back
+                    assert error.code is Code.CONNECTION_LOST, error
+                    await trio.testing.wait_all_tasks_blocked()  # until that is known
+                    await world.read(Wanted(3, MIB), memory[:MIB])
+                assert memory[:MIB] == made(3, MIB)
+                assert memory[MIB:] == b"\xaa" * (SIZE - MIB), "written to after its call"
+                await registration.close()
 
 
 async def memory_comes_back_with_the_end_of_its_connection(subject: Subject) -> None:

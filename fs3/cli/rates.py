@@ -11,7 +11,12 @@ from ..metrics import Buckets, bounds_ns, difference, quantile_ns
 Figures = Mapping[str, Any]
 """See fs3.watching."""
 
-PARTS = {"fuse": "of programs, by the kernel", "rpc": "answered for others", "call": "asked of others"}
+PARTS = {
+    "fuse": "of programs, by the kernel",
+    "rings": "of programs, by rings: batches of them",
+    "rpc": "answered for others",
+    "call": "asked of others",
+}
 """What timings there are, by the beginning of their names."""
 
 

@@ -19,7 +19,7 @@ from .rates import NOTHING, Rate, Report, report
 from .status import human
 from .watched import watching
 
-_TITLES = {"fuse": "operation", "rpc": "method answered", "call": "method called"}
+_TITLES = {"fuse": "operation", "rings": "batch of a ring", "rpc": "method answered", "call": "method called"}
 _COLUMNS = ("/s", "p50", "p99", "max", "mean ms", "busy")
 
 
@@ -129,6 +129,11 @@ def summary(found: Report) -> str:
             words.append(f"{title} {human(int(found.per_s[name]))}/s")
     if "fuse.in_flight" in found.values:
         words.append(f"{found.values['fuse.in_flight']:.0f} in flight")
+    if found.values.get("rings.programs"):
+        open_, programs = found.values["rings.open"], found.values["rings.programs"]
+        done = [found.per_s.get(f"rings.{kind}", 0.0) for kind in ("read_operations", "written_operations")]
+        moved = sum([found.per_s.get(f"rings.{kind}", 0.0) for kind in ("read_bytes", "written_bytes")])
+        words.append(f"{open_:.0f} rings of {programs:.0f} programs: {sum(done):,.0f} operations/s, {human(int(moved))}/s")
     ahead = [found.per_s.get(f"mount.readahead_{name}", 0.0) for name in ("hits", "waits", "misses")]
     if sum(ahead) > 0:
         words.append(f"read ahead {100 * (ahead[0] + ahead[1]) / sum(ahead):.0f} % of reads")

@@ -68,3 +68,15 @@ def test_operations_that_took_most_time_come_first() -> None:
     assert [rate.name for rate in found.rates["fuse"]] == ["fsync", "getattr"]
     assert "2 operations/s" in summary(found) and "2 in flight" in summary(found)
     assert view("mnt", found) is not None
+
+
+def test_rings_are_shown_where_programs_have_some() -> None:
+    metrics = Metrics()
+    metrics.timing("rings.read").observe(1000)
+    for name, value in (("programs", 2), ("open", 3)):
+        metrics.gauge(f"rings.{name}", value)
+    metrics.count("rings.read_operations", 64)
+    metrics.count("rings.read_bytes", 64 << 20)
+    found = report(figures(Metrics(), 0.0), figures(metrics, 1.0))
+    assert "3 rings of 2 programs: 64 operations/s, 64.0 MiB/s" in summary(found)
+    assert [rate.name for rate in found.rates["rings"]] == ["read"] and view("mnt", found) is not None

@@ -29,7 +29,6 @@ from tests.sim.cables import Cable
 from tests.sim.failure import SimulationError
 from tests.sim.net import Network, SimTransport
 
-POOL_SIZE = 1024 * 1024
 REGION_SIZE = 256 * 1024
 INLINE_MAX = 128
 _HEADER = 64
@@ -101,14 +100,14 @@ def still(holder: LeasedSlot | SimRegion) -> bool:
 
 
 class SimNic(Device):
-    """Of one incarnation of a process. chance: of what it does."""
+    """Of one incarnation of a process. chance: of what it does. pool: bytes."""
 
-    def __init__(self, network: Network, transport: SimTransport, chance: Random) -> None:
+    def __init__(self, network: Network, transport: SimTransport, chance: Random, pool: int) -> None:
         self.name = f"sim-{transport.name}"
         self.network = network
         self.transport = transport
         self.chance = chance
-        self.memory = WatchedMemory(self, POOL_SIZE, REGION_SIZE)
+        self.memory = WatchedMemory(self, pool, min(pool, REGION_SIZE))
         self.regions: dict[int, SimRegion] = {}
         self.leases: dict[int, LeasedSlot] = {}
         self.pairs: dict[int, SimPair] = {}

@@ -22,6 +22,7 @@ LIMITS = (
     Limits(receives=16, sends=16, depth=64, reads=8, return_after=4),
     Limits(receives=64, sends=64, depth=256, reads=16, return_after=16),
 )
+POOLS = (1024 * 1024, 128 * 1024, 16 * 1024)
 BULK_MIN = 256
 LACKS = 0.15
 """How likely a host has no device."""
@@ -164,6 +165,7 @@ class Fabric:
         self._chance = Random(f"{seed}/rdma")
         self._lacks = LACKS if workload != "wires" else 0.0
         self.limits = self._chance.choice(LIMITS)
+        self._pool = self._chance.choice(POOLS)
         self.nics: dict[SimTransport, SimNic | None] = {}
         network.devices = self.connect
 
@@ -171,7 +173,7 @@ class Fabric:
         if transport not in self.nics:
             has = self._chance.random() >= self._lacks
             chance = Random(self._chance.random())
-            self.nics[transport] = SimNic(self._network, transport, chance) if has else None
+            self.nics[transport] = SimNic(self._network, transport, chance, self._pool) if has else None
         return self.nics[transport]
 
     def connect(self, transport: SimTransport, listener: _SimListener, address: str) -> Connection | None:

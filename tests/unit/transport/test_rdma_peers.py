@@ -19,6 +19,7 @@ from fs3.transport.rdma_port import Ends, Remote
 from fs3.transport.rdma_roles import RdmaClient
 from fs3.transport.rdma_transport import RdmaTransport
 from fs3.transport.tcp import TcpConnection, split_address
+from fs3.wire.frame import FLAG_SHARED, Frame, Kind
 from tests.unit.transport.listed_rdma import ListedDevice, ListedPair
 from tests.unit.transport.test_rdma import ADDRESS, MIB, by_rdma, lost
 
@@ -198,6 +199,50 @@ async def test_memory_stays_taken_where_the_device_would_not_stop(caplog: pytest
         await client.aclose()
         assert client.memory.taken == 1 and "would not be destroyed" in caplog.text
     caplog.clear()
+
+
+@pytest.mark.parametrize("length", [MIB + 1, 1 << 40])
+async def test_a_reply_longer_than_its_room_ends_the_connection(length: int) -> None:
+    async with by_rdma(ListedDevice()) as (client, server):
+        client.expose(1, memoryview(bytearray(MIB)))
+        await client.send(request(1))
+        await server.receive()
+        server._put(Frame(Kind.REPLY, 7, FLAG_SHARED, 1, 0, b""), [rdma_roles._REPLY.pack(length)])
+        await lost(client)
+        assert client.lent == 0 and "less memory" in client._closed
+
+
+async def test_a_reply_in_memory_that_was_not_lent_ends_the_connection() -> None:
+    async with by_rdma(ListedDevice()) as (client, server):
+        await client.send(request(1), [pattern(1, MIB)])
+        await server.receive()
+        server._put(Frame(Kind.REPLY, 7, FLAG_SHARED, 1, 0, b""), [rdma_roles._REPLY.pack(5)])
+        await lost(client)
+        assert "was not lent" in client._closed
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_request_that_names_memory_twice_or_not_at_all_ends_the_connection(times: int) -> None:
+    places = rdma_roles.encode_places([Remote(4096, 8192, 1)], []) if times == 2 else b""
+    async with by_rdma(ListedDevice()) as (client, server):
+        for _ in range(times):
+            client._put(Frame(Kind.REQUEST, 7, FLAG_SHARED, 1, 1000, b""), [places])
+        with pytest.raises(FS3Error):
+            for _ in range(2):
+                await server.receive()
+
+
+async def test_addresses_that_lie_outside_end_the_connection_and_take_nothing_along() -> None:
+    async with by_rdma(ListedDevice()) as (client, server):
+        await client.send(request(1), [pattern(1, MIB)])
+        frame = await server.receive()
+        (place,) = server._borrowed[1].bulk
+        server._borrowed[1].bulk = [Remote((1 << 64) - 4096, MIB, place.key)]
+        with pytest.raises(FS3Error):
+            await server.fetch(frame)
+        server.settle(frame)
+        await lost(client)
+        assert server.memory.taken == 0
 
 
 # Devices

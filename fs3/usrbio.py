@@ -23,6 +23,7 @@ import os
 import select
 import socket
 import stat
+import struct
 import sys
 import threading
 import time
@@ -33,7 +34,6 @@ from enum import IntEnum
 from typing import Any
 
 from .cli.mounts import FILE_SYSTEM_TYPE, Mount, mounts
-from .control import peer_uid
 from .rings import COUNT, VERSION, Completion, ProgramRing, RingError, check_ring, ring_bytes
 
 __all__ = ["Completion", "Ior", "Iov", "Priority", "deregister_fd", "mount_point_of", "punch_holes", "register_fd"]
@@ -44,6 +44,7 @@ ANSWER_BYTES = 4096
 PUNCH_BYTES = 1 << 30
 """Of a file that are made a hole in that time."""
 _INT64_MAX = 2**63 - 1
+_CREDENTIALS = struct.Struct("3i")
 
 
 class Priority(IntEnum):
@@ -397,7 +398,8 @@ class _Door:
         try:
             self._socket.settimeout(ANSWER_S)
             self._socket.connect(door(mount.device))
-            if peer_uid(self._socket) not in (0, mount.user, os.geteuid()):
+            _, uid, _ = _CREDENTIALS.unpack(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if uid not in (0, mount.user, os.geteuid()):
                 raise OSError(errno.EPERM, "its door is held by somebody else")
             self.ask({"do": "hello", "version": VERSION})
         except OSError as error:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from fuse.mount_state import FsOptions
 from fuse.processes import Descriptor, check_process, descriptor_of, file_of_mount, file_size_limit, mount_of
 from fuse.ring_queue import BATCHES_OF_RING_MAX
 from fuse.rings import RingLimits, Rings, Room
+from tests.process.harness import REPOSITORY, run
 from tests.unit.client.live import CHUNK_SIZE, Live
 
 T = TypeVar("T")
@@ -438,3 +440,8 @@ def test_a_user_may_not_have_all() -> None:
     room.give_back(1000, 4)
     assert room.used == 4
     room.take(1000, 0, 4, False)
+
+
+def test_programs_need_neither_an_event_loop_nor_fuse() -> None:
+    words = "import sys, fs3.usrbio; print(sorted({'trio', 'pyfuse3', 'msgpack', 'click'} & set(sys.modules)))"
+    assert run(sys.executable, "-c", words, cwd=REPOSITORY) == "[]\n"

@@ -16,7 +16,7 @@ help:
 	@echo "make test-rdma  the tests over real RDMA verbs, in an emulated machine that is made for them (ARGS: for pytest)"
 	@echo "make lint    style, types and import contracts"
 	@echo "make type    types only"
-	@echo "make sim     run simulated clusters under faults: SEEDS=n of each shape, or SEED=n SHAPE=name [PLAN=file or text] to see one again"
+	@echo "make sim     run simulated clusters under faults: SEEDS=n of each shape, or SEED=n SHAPE=name [PLAN=file or text] to see one again (ARGS='--transport rdma': over simulated RDMA)"
 	@echo "make soak    the long tests of faults, then simulations from a random seed on until stopped; what fails goes into failures.txt"
 	@echo "make pjdfstest  the POSIX test suite on a mount, as root: PJDFSTEST=folder of a copy of github.com/pjd/pjdfstest"
 	@echo "make bench   compare with JuiceFS on this machine (ARGS: see tests/bench/compare.py --help)"

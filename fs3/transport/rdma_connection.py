@@ -208,7 +208,7 @@ class RdmaConnection(Connection):
             self._flow.arrived(completion.immediate)  # at once: what we owe the peer may wait for it
             if not completion.length:
                 self._pair.post_receive(completion.number)
-            elif self._full():
+            elif self._unread or self._full():
                 self._unread.append(completion)
             else:
                 self._read(completion)

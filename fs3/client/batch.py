@@ -1,26 +1,24 @@
 """Many ranges of many files in one call, for those who load data: read_batch and write_batch of fs3.client.paths and .sync.
 
-Ranges are gathered by the chains that they lie on and go out in few requests for each storage daemon. What is under way, and
-what is known of files, is bounded, however long the batch.
+Ranges go out in few requests for each storage daemon. What is under way, and what is known of files, is bounded, however
+long the batch.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Protocol
-
-import trio
 
 from ..api.meta import Access, Attr, Caller, FileKind
 from ..checksum import Buffer
 from ..errors import Code, FS3Error
-from ..ids import ChunkId, NodeKind
 from ..layout import split
 from .each import each
 from .file import FileClient, FileHandle
 from .inode import OpenInode
-from .reading import ChunkRead
+from .many import Write, write_many
+from .packed import Plan
 
 WINDOW_ITEMS = 4096
 WINDOW_BYTES = 1024 * 1024 * 1024
@@ -28,13 +26,6 @@ WINDOW_BYTES = 1024 * 1024 * 1024
 FILES_OPEN_MAX = 8192
 """Files known by path that stay open from one window to the next."""
 OPENS_AT_ONCE = 16
-SLICE_READS_PER_NODE, SLICE_READS_MIN = 128, 256
-SLICE_BYTES = 8 * 1024 * 1024
-"""Reads that are asked for together."""
-SLICES_AT_ONCE = 4
-GATHER_FROM_NODES = 4
-"""With more storage daemons than this the reads of a window are sorted, so that a slice goes to few of them."""
-WRITES_AT_ONCE = 16
 
 
 class Opened(Protocol):
@@ -168,7 +159,7 @@ class Files:
 class _Place:
     """Where a file's bytes lie, at hand for many ranges."""
 
-    __slots__ = ("chains", "chunks", "confirmed", "length", "size", "state")
+    __slots__ = ("chains", "confirmed", "length", "size", "state")
 
     def __init__(self, state: OpenInode, confirmed: bool) -> None:
         self.state = state
@@ -176,7 +167,6 @@ class _Place:
         self.chains = state.chains
         self.length = state.length
         self.confirmed = confirmed  # meta told the length during this batch
-        self.chunks: dict[int, ChunkId] = {}
 
 
 class _Reading:
@@ -188,52 +178,30 @@ class _Reading:
         self._files = files
         self._items = items
         self._into = into
-        self._next = 0
-        self._slices: list[tuple[list[ChunkRead], list[int]]] = []  # reads, and the items that they belong to; last first
-        self._lock = trio.Lock()  # around the making of slices
         self._places: dict[str | Opened, _Place | FS3Error] = {}
-        nodes = len(client.storage.mgmtd.routing.nodes_of(NodeKind.STORAGE))
-        self._gather = nodes > GATHER_FROM_NODES
-        self._slice_reads = max(SLICE_READS_MIN, SLICE_READS_PER_NODE * nodes)
 
     async def run(self) -> None:
-        if len(self._items) <= SLICE_READS_MIN:
-            await self._work()
-            return
-        async with trio.open_nursery() as nursery:
-            for _ in range(SLICES_AT_ONCE):
-                nursery.start_soon(self._work)
-
-    async def _work(self) -> None:
-        while True:
-            async with self._lock:
-                while not self._slices and self._next < len(self._items):
-                    await self._plan()
-                if not self._slices:
-                    return
-                reads, owners = self._slices.pop()
-            await self._read(reads, owners)
-
-    async def _plan(self) -> None:
-        """Make the slices of the next items."""
         items = self._items
-        first = last = self._next
-        size = 0
-        while last < len(items) and last - first < WINDOW_ITEMS and (size < WINDOW_BYTES or last == first):
-            size += items[last][2]
-            last += 1
-        self._next = last
-        await self._learn({items[position][0] for position in range(first, last)})
-        reads: list[ChunkRead] = []
-        owners: list[int] = []
-        past = self._cut(range(first, last), reads, owners)
+        first = 0
+        while first < len(items):
+            last = first
+            size = 0
+            while last < len(items) and last - first < WINDOW_ITEMS and (size < WINDOW_BYTES or last == first):
+                size += items[last][2]
+                last += 1
+            await self._read_window(range(first, last))
+            first = last
+
+    async def _read_window(self, positions: Sequence[int]) -> None:
+        items = self._items
+        await self._learn({items[position][0] for position in positions})
+        plan = self._client.storage.plan(len(positions))
+        owners: list[int] = []  # the items that the plan's reads belong to
+        past = self._cut(positions, plan, owners)
         if past:
             await self._lengths({items[position][0] for position in past})
-            self._cut(past, reads, owners)
-        if self._gather and len(reads) > self._slice_reads:
-            order = sorted(range(len(reads)), key=lambda number: reads[number].chain)
-            reads, owners = [reads[number] for number in order], [owners[number] for number in order]
-        self._slices = _sliced(reads, owners, self._slice_reads)[::-1]
+            self._cut(past, plan, owners)
+        await self._read(plan, owners)
 
     async def _learn(self, sources: set[str | Opened]) -> None:
         """Know where the bytes of these lie."""
@@ -263,8 +231,8 @@ class _Reading:
 
         await each(sources, ask, OPENS_AT_ONCE)
 
-    def _cut(self, positions: Sequence[int], reads: list[ChunkRead], owners: list[int]) -> list[int]:
-        """Make the reads of these items. Returns those that end behind the end of their file, as far as we know it."""
+    def _cut(self, positions: Sequence[int], plan: Plan, owners: list[int]) -> list[int]:
+        """Plan to read these items. Returns those that end behind the end of their file, as far as we know it."""
         past = []
         items, into, results, places = self._items, self._into, self.results, self._places
         for position in positions:
@@ -284,63 +252,48 @@ class _Reading:
             results[position] = length
             if length == 0:
                 continue
-            size = place.size
+            view = into[position]
+            if len(view) != length:
+                view = view[:length]
+            state, size, chains = place.state, place.size, place.chains
             index, within = divmod(offset, size)
             if within + length <= size:
-                chunk = place.chunks.get(index)
-                if chunk is None:
-                    chunk = place.chunks[index] = ChunkId(place.state.id, index)
-                view = into[position]
-                chains = place.chains
-                chain = chains[index % len(chains)]
-                reads.append(ChunkRead(chain, chunk, within, view if len(view) == length else view[:length]))
+                plan.add(len(owners), chains[index % len(chains)], state.id, index, within, view, length)
                 owners.append(position)
                 continue
-            for extent in split(place.state.layout, place.chains, offset, length):
+            for extent in split(state.layout, chains, offset, length):
                 start = extent.file_offset - offset
-                view = into[position][start : start + extent.length]
-                reads.append(ChunkRead(extent.chain, ChunkId(place.state.id, extent.index), extent.offset, view))
+                piece = view[start : start + extent.length]
+                plan.add(len(owners), extent.chain, state.id, extent.index, extent.offset, piece, extent.length)
                 owners.append(position)
         return past
 
-    async def _read(self, reads: list[ChunkRead], owners: list[int]) -> None:
+    async def _read(self, plan: Plan, owners: list[int]) -> None:
         client = self._client
         errors: dict[int, FS3Error] = {}
-        deadline = client.env.monotonic() + client.settings.io_timeout / 1000
-        lengths = await client.storage.read(reads, deadline=deadline, errors=errors)
-        if sum(lengths) < sum([len(read.into) for read in reads]):
-            await self._confirm(reads, lengths, errors)
+        deadline = client.env.monotonic() + client.settings.io_timeout / 1000 + plan.patience_s()
+        short = await client.storage.read_planned(plan, deadline=deadline, errors=errors)
+        if short:
+            await self._confirm([owners[number] for number in short if number not in errors])
         for number, error in errors.items():
             self.results[owners[number]] = error
 
-    async def _confirm(self, reads: list[ChunkRead], lengths: list[int], errors: dict[int, FS3Error]) -> None:
+    async def _confirm(self, positions: Iterable[int]) -> None:
         """Where chunks had fewer bytes than there should be: a hole, if the file is still there and nobody has cut it."""
         short: dict[int, list[int]] = {}  # by inode
-        for number, (read, length) in enumerate(zip(reads, lengths, strict=True)):
-            if length < len(read.into) and number not in errors:
-                short.setdefault(read.chunk.inode, []).append(number)
+        for position in positions:
+            place = self._places[self._items[position][0]]
+            assert isinstance(place, _Place)
+            short.setdefault(place.state.id, []).append(position)
 
         async def ask(inode: int) -> None:
             try:
                 await self._client.getattr(inode)
             except FS3Error as error:
-                errors.update(dict.fromkeys(short[inode], error))
+                for position in short[inode]:
+                    self.results[position] = error
 
         await each(short, ask, OPENS_AT_ONCE)
-
-
-def _sliced(reads: list[ChunkRead], owners: list[int], count_max: int) -> list[tuple[list[ChunkRead], list[int]]]:
-    """Cut into parts of so many reads, and of SLICE_BYTES."""
-    slices = []
-    first = size = 0
-    for number, read in enumerate(reads):
-        if number - first == count_max or size > SLICE_BYTES:
-            slices.append((reads[first:number], owners[first:number]))
-            first, size = number, 0
-        size += len(read.into)
-    if first < len(reads):
-        slices.append((reads[first:], owners[first:]))
-    return slices
 
 
 async def read_batch(
@@ -397,27 +350,26 @@ async def write_batch(
     files = Files(client, caller, resolve, Access.WRITE)
     results: list[Result] = [0] * len(items)
 
-    async def write(position: int) -> None:
-        source, offset, data = items[position]
-        handle = files[source] if isinstance(source, str) else source.handle
-        if isinstance(handle, FS3Error):
-            results[position] = handle
-            return
-        try:
-            if offset < 0:
-                raise FS3Error(Code.INVALID, f"item {position}: offset {offset}")
-            if handle.closed or not handle.writable:
-                raise FS3Error(Code.BAD_HANDLE, f"inode {handle.inode.id} is not open for writing")
-            results[position] = await client.write(handle, offset, readable(data))
-        except FS3Error as error:
-            results[position] = error
+    async def write(window: range) -> None:
+        some: list[Write] = []
+        owners: list[int] = []
+        for position in window:
+            source, offset, data = items[position]
+            handle = files[source] if isinstance(source, str) else source.handle
+            if isinstance(handle, FS3Error):
+                results[position] = handle
+            else:
+                some.append((handle, offset, readable(data)))
+                owners.append(position)
+        for position, result in zip(owners, await write_many(client, some), strict=True):
+            results[position] = result
 
     failed: list[tuple[str, FS3Error]] = []
     for first in range(0, len(items), WINDOW_ITEMS):
         window = range(first, min(first + WINDOW_ITEMS, len(items)))
         try:
             await files.learn({source for source, _, _ in items[window.start : window.stop] if isinstance(source, str)})
-            await each(window, write, WRITES_AT_ONCE)
+            await write(window)
         finally:
             failed += await files.close()
     by_path = dict(failed)

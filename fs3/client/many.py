@@ -90,7 +90,7 @@ async def _learn_lengths(client: FileClient, items: Sequence[Read], positions: I
 
 
 async def _read(client: FileClient, plan: Plan, owners: list[int], items: Sequence[Read], results: list[Result]) -> None:
-    deadline = client.env.monotonic() + client.settings.io_timeout / 1000
+    deadline = client.env.monotonic() + client.settings.io_timeout / 1000 + plan.patience_s()
     errors: dict[int, FS3Error] = {}
     short = await client.storage.read_planned(plan, deadline=deadline, errors=errors)
     if short:

@@ -136,6 +136,10 @@ class Plan:
             found.update(request.reads())
         return found
 
+    def patience_s(self) -> float:
+        """How much longer all may take than a few reads."""
+        return sum([request.size for request in self.requests[1:]]) / SLOWEST_BYTES_PER_S
+
     def _renew(self, lane: _Lane, size: int) -> _Request:
         """Let a lane fill the next request to its node."""
         node = lane.node.id

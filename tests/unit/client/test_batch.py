@@ -68,9 +68,6 @@ async def fill(paths: Paths, files: int) -> list[str]:
 async def test_ranges_of_many_files_land_where_they_belong(paths: Paths, monkeypatch: Any) -> None:
     monkeypatch.setattr(batch, "WINDOW_ITEMS", 100)
     monkeypatch.setattr(batch, "FILES_OPEN_MAX", 3)
-    monkeypatch.setattr(batch, "SLICE_READS_MIN", 16)
-    monkeypatch.setattr(batch, "SLICE_READS_PER_NODE", 1)
-    monkeypatch.setattr(batch, "GATHER_FROM_NODES", 1)
     names = await fill(paths, 4)
     chance = random.Random(1)
     async with paths.open(names[3]) as opened:
@@ -102,12 +99,12 @@ async def test_few_requests_for_each_daemon_and_paths_looked_up_once(paths: Path
     names = await fill(paths, 3)
     items = [(names[number % 3], number * 11 % SIZE, 64) for number in range(240)]
     with (
-        counted("storage.read") as reads,
+        counted("storage.read_packed") as reads,
         counted("meta.lookup") as lookups,
         counted("meta.open") as opens,
     ):
         assert await paths.read_batch(items, bytearray(240 * 64)) == [min(64, SIZE - offset) for _, offset, _ in items]
-    assert len(reads) <= 2 and len(opens) == 3
+    assert 1 <= len(reads) <= 6 and len(opens) == 3
     assert len(lookups) == 5  # data, sub, and each file
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from fs3.client.sync import FileSystem, connect
 from fs3.doors import ClientDoor, Door, PlainDoor
 from fs3.integrations.kv_store import BlockStore
+from fs3.memory import Memory
 from fs3.ring_door import RingDoor
 from tests.process import harness
 
@@ -89,6 +91,48 @@ def test_blocks_come_back_to_all(shared_cluster: harness.Cluster, way: str) -> N
         store.clear()
         assert store.usage() == (0, 0)
         store.close()
+
+
+def test_memory_that_the_way_knows(shared_cluster: harness.Cluster) -> None:
+    """Blocks go from and to memory that rings lent, or that is registered with the client, among other memory."""
+    size, count = 300_001, 6
+    keys = [str(number) for number in range(count)]
+    for way in ("rings", "client"):
+        with door(way, shared_cluster, f"known-{way}") as mine, ExitStack() as stack:
+            store = BlockStore(mine, segment_bytes=MIB)
+            if isinstance(mine, RingDoor):
+                memory = mine.lend(size * (count + 1))
+            else:
+                memory = stack.enter_context(Memory(size * (count + 1))).view
+                store.register(memory)
+            parts = [memory[number * size : (number + 1) * size] for number in range(count)]
+            for number, part in enumerate(parts):
+                part[:] = block(number, size)
+            assert store.put(keys, parts) == [True] * count
+            memory[:] = bytes(len(memory))
+            into = [*parts[:4], bytearray(size), memory[-size:]]
+            assert store.get(keys, into) == [size] * count
+            assert [bytes(part) for part in into] == [block(number, size) for number in range(count)]
+            assert not any(memory[4 * size : 6 * size])
+            store.clear()
+            store.close()
+            del parts, into, memory
+
+
+def test_a_trace_is_replayed_in_all_ways(shared_cluster: harness.Cluster, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    requests = [[turn, turn + 1, *range(100, 108)] for turn in range(12)]
+    trace.write_text("\n".join([json.dumps({"hash_ids": request}) for request in requests]))
+    for layout in ("slots", "files"):
+        done = harness.fs3(
+            "bench", str(shared_cluster.mount), "kvcache", "--trace", str(trace), "--kv-size", "64KiB", "--capacity", "1MiB",
+            "--local", str(tmp_path), "--threads", "2", "--layout", layout, "--json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert (found["blocks_held"], found["distinct_blocks"]) == (16, 21) and 0.5 < found["hit_rate"] < 0.9
+        assert {row["way"] for row in found["rows"]} == {"mount", "rings", "local"}
+        assert all(row["gb_s"] > 0 for row in found["rows"]) and set(found["ratios"]) == {"rings/mount", "rings/local"}
 
 
 def test_a_writer_that_is_killed_leaves_whole_blocks(shared_cluster: harness.Cluster) -> None:

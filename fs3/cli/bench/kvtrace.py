@@ -20,7 +20,7 @@ from ...config import format_size
 from ...doors import PlainDoor
 from ...errors import ConfigError
 from ...metrics import quantile_ns
-from ...ring_door import RingDoor
+from ...ring_door import LANES, RingDoor
 from ..admin.common import table
 from ..mounts import FILE_SYSTEM_TYPE
 from ..options import console
@@ -104,7 +104,7 @@ def _layout(way: str, work: Path, wish: Wish, size: int) -> Iterator[tuple[Layou
     door: PlainDoor
     if way == "rings":
         try:
-            door = RingDoor(str(work))
+            door = RingDoor(str(work), lanes=max(LANES, wish.threads))
         except (OSError, ValueError) as error:
             raise ConfigError(f"--way rings: {error}") from None
     else:

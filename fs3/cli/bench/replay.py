@@ -89,17 +89,17 @@ class FewFiles:
 
 
 class ManyFiles:
-    """A file for each block, opened each time, in 256 folders."""
+    """A file for each block, opened each time, in 16 folders."""
 
     def __init__(self, door: Door, size: int, folder: str, *, cold: bool) -> None:
         self._door = door
         self._size = size
         self._folder = folder
         self._cold = cold
-        door.make([f"{folder}/{number:02x}" for number in range(256)])
+        door.make([f"{folder}/{number:x}" for number in range(16)])
 
     def _name(self, block: int) -> str:
-        return f"{self._folder}/{block & 255:02x}/{block}"
+        return f"{self._folder}/{block & 15:x}/{block}"
 
     def read(self, parts: Sequence[Part]) -> list[int]:
         pieces: list[Piece] = []
@@ -162,6 +162,7 @@ class Held:
 
     def __init__(self, capacity: int) -> None:
         self._lock = threading.Lock()
+        self._written = threading.Condition(self._lock)
         self._free = list(range(capacity))[::-1]
         self._slots: OrderedDict[int, int] = OrderedDict()  # least recently used first
         self._users: dict[int, int] = {}  # of blocks that are being read
@@ -170,16 +171,18 @@ class Held:
 
     def take(self, request: Sequence[int]) -> tuple[list[tuple[int, int]], list[int]]:
         """(block, slot) of those to be read, which stay until `leave`; and those to be written, which are nobody else's
-        until `put` or `drop`. A block that another thread is writing is neither."""
+        until `put` or `drop`. Waits for blocks that another thread is writing."""
         hits, misses = [], []
         with self._lock:
+            while not self._coming.isdisjoint(request):
+                self._written.wait()
             for block in request:
                 slot = self._slots.get(block)
                 if slot is not None:
                     self._slots.move_to_end(block)
                     self._users[block] = self._users.get(block, 0) + 1
                     hits.append((block, slot))
-                elif block not in self._coming:
+                else:
                     self._coming.add(block)
                     misses.append(block)
         return hits, misses
@@ -204,14 +207,15 @@ class Held:
 
     def put(self, block: int, slot: int) -> None:
         with self._lock:
-            self._coming.discard(block)
             self._slots[block] = slot
-
-    def drop(self, block: int, slot: int | None) -> None:
-        with self._lock:
             self._coming.discard(block)
-            if slot is not None:
-                self._free.append(slot)
+            self._written.notify_all()
+
+    def drop(self, blocks: Sequence[int]) -> None:
+        """They will not be written, or are already."""
+        with self._lock:
+            self._coming.difference_update(blocks)
+            self._written.notify_all()
 
 
 @dataclass(slots=True)
@@ -312,17 +316,17 @@ class Replay:
 
     def _one(self, request: Request, buffer: memoryview, write: bool, found: Found) -> None:
         hits, misses = self._held.take(request)
-        read_ns = written_ns = 0
+        read_ns = written_ns = written = 0
         try:
             for first in range(0, len(hits), self._batch):
                 read_ns += self._read(hits[first : first + self._batch], buffer)
-        finally:
             self._held.leave(hits)
-        written = 0
-        for first in range(0, len(misses), self._batch):
-            took, count = self._write(misses[first : first + self._batch], buffer, write)
-            written_ns += took
-            written += count
+            for first in range(0, len(misses), self._batch):
+                took, count = self._write(misses[first : first + self._batch], buffer, write)
+                written_ns += took
+                written += count
+        finally:
+            self._held.drop(misses)
         with self._lock:
             found.requests += 1
             found.references += len(request)
@@ -362,7 +366,6 @@ class Replay:
         for block in blocks:
             room = self._held.room() if write else None
             if room is None:
-                self._held.drop(block, None)
                 continue
             places.append((block, room[0]))
             if room[1] is not None:

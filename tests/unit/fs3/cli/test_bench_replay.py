@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,3 +135,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
             bench.main([*line, *words], standalone_mode=False)
     with pytest.raises(ConfigError, match="--way: only with --trace"):
         bench.main([str(tmp_path), "kvcache", "--way", "local"], standalone_mode=False)
+
+
+def test_a_failure_of_one_thread_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(FewFiles):
+        def write(self, parts: Sequence[Part]) -> list[int]:
+            return [-errno.ENOSPC for _ in parts]
+
+    monkeypatch.setitem(globals(), "FewFiles", Full)
+    with pytest.raises(FS3Error, match="No space left"):
+        replayed(tmp_path, 4, *[[1, 2]] * 20, threads=3)  # of whom all but one wait for its blocks

@@ -1,10 +1,9 @@
-"""How engines come to import hf3fs_fuse: as it is installed, beside fs3."""
+"""How engines come to import hf3fs_fuse: as it is installed, beside fs3. Of other packages it needs numpy, which they have."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.engines import venvs
 from tests.process import harness
 
 
@@ -14,4 +13,4 @@ def importable(folder: Path) -> tuple[Path, ...]:
     site.mkdir()
     (site / "fs3").symlink_to(harness.REPOSITORY / "fs3")
     (site / "hf3fs_fuse").symlink_to(harness.REPOSITORY / "fs3" / "hf3fs_fuse")
-    return site, venvs.needs("client").packages
+    return (site,)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import trio
+
 from fs3.api.meta import Access, Attr, Caller, atime_due
 from fs3.client.file import FileHandle
 from fs3.errors import Code, FS3Error
@@ -36,10 +38,8 @@ class Contents(MountState):
         truncate = bool(flags & os.O_TRUNC)
         if truncate:
             await self._settle(inode)
-        known = self._inodes.get(inode)
-        for name in known.names if known is not None and self._removing else ():
-            if name in self._removing:
-                await self._removing[name].wait()
+        while (removal := self._removal_of(inode)) is not None:
+            await removal.wait()
         self._opening += 1
         try:
             file = await self._client.open(caller, inode, access, truncate=truncate, append=self._appends(flags))
@@ -54,8 +54,14 @@ class Contents(MountState):
             self._forget_attributes(inode)
         return self._opened(file, flags)
 
+    def _removal_of(self, inode: int) -> trio.Event | None:
+        """The end of a removal of one of its names, without a hold, if there is one now."""
+        known = self._inodes.get(inode) if self._removing else None
+        names = () if known is None else known.names
+        return next((self._removing[name] for name in names if name in self._removing), None)
+
     async def create(self, caller: Caller, parent: int, name: bytes, mode: int, flags: int) -> tuple[Opened, Attr]:
-        if (parent, name) in self._removing:
+        while (parent, name) in self._removing:
             await self._removing[parent, name].wait()
         self._opening += 1
         try:

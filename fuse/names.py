@@ -105,12 +105,14 @@ class Names(MountState):
     async def _hold(self, name: Name, wanted: bool = True) -> AsyncIterator[bool]:
         """While a name is removed: whether it may stand for a file that is open here, and must be held. If not, whoever
         opens that file waits for the removal."""
-        hold = wanted and (self._opening > 0 or self._open_names.may_be_open(name))
-        if hold or not wanted:
-            yield hold
-            return
-        while name in self._removing:
-            await self._removing[name].wait()
+        while True:
+            hold = wanted and (self._opening > 0 or self._open_names.may_be_open(name))
+            if hold or not wanted:
+                yield hold
+                return
+            if name not in self._removing:
+                break
+            await self._removing[name].wait()  # after which somebody may have opened it
         done = self._removing[name] = trio.Event()
         try:
             yield False

@@ -42,7 +42,7 @@ from ..transport.registered import Registration
 from .each import each
 from .inode import OpenInode
 from .meta import MetaClient
-from .names import NameCalls
+from .names import UNKNOWN, NameCalls
 from .placed import table_of, table_when_known, used_by
 from .reading import ChunkRead
 from .settings import nothing
@@ -168,11 +168,15 @@ class FileClient(NameCalls):
     ) -> FileHandle:
         """open(O_CREAT)."""
         session = self._new_session() if access is not Access.READ else 0
-        reply = await self._meta.change(
-            CREATE,
-            lambda tag: CreateRequest(tag, caller, self.node, parent, name, mode, access, exclusive, truncate, session),
-        )
-        return await self._opened(reply.attr, access, append, session, truncate, reply.created)
+        self._begin_open(UNKNOWN)
+        try:
+            reply = await self._meta.change(
+                CREATE,
+                lambda tag: CreateRequest(tag, caller, self.node, parent, name, mode, access, exclusive, truncate, session),
+            )
+            return await self._opened(reply.attr, access, append, session, truncate, reply.created)
+        finally:
+            self._end_open(UNKNOWN)
 
     async def open(
         self, caller: Caller, inode: int, access: Access, *, truncate: bool = False, append: bool = False
@@ -187,10 +191,14 @@ class FileClient(NameCalls):
             reply = await self._meta.change(
                 OPEN, lambda tag: OpenRequest(tag, caller, self.node, inode, access, truncate, session)
             )
-        else:
-            request = OpenRequest(_NO_TAG, caller, self.node, inode, access, False, 0)  # it changes nothing
+            return await self._opened(reply.attr, access, append, session, truncate, False)
+        request = OpenRequest(_NO_TAG, caller, self.node, inode, access, False, 0)  # it changes nothing
+        self._begin_open(inode)
+        try:
             reply = await self._meta.call(OPEN, request)
-        return await self._opened(reply.attr, access, append, session, truncate, False)
+            return await self._opened(reply.attr, access, append, session, truncate, False)
+        finally:
+            self._end_open(inode)
 
     async def _opened(
         self, attr: Attr, access: Access, append: bool, session: int, truncated: bool, created: bool
@@ -246,7 +254,7 @@ class FileClient(NameCalls):
                 if self._inodes.get(state.id) is state:
                     del self._inodes[state.id]
                 for hold in state.holds:
-                    self.releases.add(state.id, hold)
+                    self._hold(state.id, hold)
                 state.holds.clear()
 
     async def flush(self, handle: FileHandle) -> None:
@@ -445,5 +453,5 @@ class FileClient(NameCalls):
 
     @property
     def any_open(self) -> bool:
-        """Whether this client has any file open."""
-        return bool(self._inodes)
+        """Whether this client has any file open, or may have."""
+        return bool(self._inodes or self._opening)

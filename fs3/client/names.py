@@ -48,6 +48,9 @@ from .meta import MetaClient
 from .releases import Releases
 from .storage import RoutingSource
 
+UNKNOWN = 0
+"""No inode's number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Space:
@@ -67,6 +70,8 @@ class NameCalls:
         self._meta = meta
         self._mgmtd = mgmtd
         self._inodes: dict[int, OpenInode] = {}  # those with open handles
+        self._opening: dict[int, int] = {}  # how many opens of an inode wait for meta; of what a name stands for: UNKNOWN
+        self._kept: dict[int, list[int]] = {}  # holds of inodes that are not open, but perhaps being opened
         self.releases = Releases(meta, node)
         self.locks = Locks(env, meta, node)
         self.holds = Holds(meta, node, self._inodes, self.releases, self._new_session)
@@ -173,10 +178,27 @@ class NameCalls:
         """A hold was asked for when a name of this inode was removed: keep it while it serves, else end it. It need not
         exist, if other names are left; so one hold does not do for all."""
         state = self._inodes.get(inode)
-        if state is None:
-            self.releases.add(inode, session)
-        else:
+        if state is not None:
             state.holds.append(session)
+        elif inode in self._opening or UNKNOWN in self._opening:
+            self._kept.setdefault(inode, []).append(session)
+        else:
+            self.releases.add(inode, session)
+
+    def _begin_open(self, inode: int) -> None:
+        """From now on meta may have told somebody here that the inode is open."""
+        self._opening[inode] = self._opening.get(inode, 0) + 1
+
+    def _end_open(self, inode: int) -> None:
+        """The answer came, or none will. Ends the holds that waited for it and that nobody needs."""
+        left = self._opening.pop(inode) - 1
+        if left:
+            self._opening[inode] = left
+        if self._kept:
+            kept, self._kept = self._kept, {}
+            for number, sessions in kept.items():
+                for session in sessions:
+                    self._hold(number, session)
 
     def _new_session(self) -> int:
         return self.env.random.getrandbits(63) | 1

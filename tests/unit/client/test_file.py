@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.lowlevel
 
-from fs3.api.meta import Access, Caller, RenameFlags
+from fs3.api.meta import OPEN, Access, Caller, RenameFlags
 from fs3.client.file import ROOT_CALLER, FileClient, FileHandle
 from fs3.client.paths import Paths
 from fs3.errors import Code, FS3Error
@@ -174,6 +175,50 @@ async def test_a_hold_that_nobody_needs_is_given_back(client: FileClient) -> Non
     await client.releases.tell()
     with pytest.raises(FS3Error):
         await client.getattr(file.inode.id)
+
+
+@pytest.mark.parametrize("closed_first", [True, False])
+async def test_a_file_that_is_opened_while_it_is_removed_and_closed_stays_held(
+    client: FileClient, monkeypatch: pytest.MonkeyPatch, closed_first: bool
+) -> None:
+    """Meta lets it be opened, since its data is held for another here; that one closes it before the answer comes."""
+    file = await create(client)
+    await client.write(file, 0, b"data")
+    await client.close(file)
+    first = await client.open(ROOT_CALLER, file.inode.id, Access.READ)
+    call, answered, arrive = client._meta.call, trio.Event(), trio.Event()
+
+    async def held_up(method: Any, request: Any, **options: Any) -> Any:
+        reply = await call(method, request, **options)
+        if method is OPEN:
+            answered.set()
+            await arrive.wait()
+        return reply
+
+    monkeypatch.setattr(client._meta, "call", held_up)
+    found: list[FileHandle] = []
+
+    async def open_again() -> None:
+        found.append(await client.open(ROOT_CALLER, file.inode.id, Access.READ))
+
+    async with trio.open_nursery() as nursery:
+        if closed_first:  # then the hold is of no handle
+            await client.close(first)
+            nursery.start_soon(open_again)
+            await answered.wait()
+        await client.remove(ROOT_CALLER, ROOT_INODE, b"f", directory=False, hold=True)
+        if not closed_first:
+            nursery.start_soon(open_again)
+            await answered.wait()
+            await client.close(first)
+        await client.releases.tell()
+        arrive.set()
+    assert bytes(await client.read(found[0], 0, 10)) == b"data" and (await client.getattr(file.inode.id)).nlink == 0
+    await client.close(found[0])
+    await client.releases.tell()
+    with pytest.raises(FS3Error):
+        await client.open(ROOT_CALLER, file.inode.id, Access.READ)
+    assert not client.any_open
 
 
 async def test_a_file_renamed_over_stays_readable(client: FileClient) -> None:

@@ -30,6 +30,8 @@ from fs3.errors import Code, ConfigError, FS3Error
 from .disk import Disk, DiskFile, Records, Space
 
 INLINE_BYTES_MAX = 1024 * 1024
+CACHED_BYTES_MAX = 4 * 1024 * 1024
+"""Of one read out of the page cache: a thread would cost more than that keeps others waiting."""
 STALL_MS = 20.0
 THREADS_AFTER_STALL_MS = 500.0
 _IOV_MAX = 1024
@@ -92,7 +94,7 @@ class LinuxFile(DiskFile):
 
     def _read_cached(self, offset: int, into: memoryview) -> int:
         """How many bytes could be read without waiting."""
-        if len(into) > INLINE_BYTES_MAX or self._now_flags < 0:
+        if len(into) > CACHED_BYTES_MAX or self._now_flags < 0:
             return 0
         try:
             return os.preadv(self._fd, [into], offset, self._now_flags)

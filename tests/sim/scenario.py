@@ -35,6 +35,7 @@ from tests.sim.faults import Faults
 from tests.sim.mounts import NAMESPACE, MountLoad
 from tests.sim.own import OwnFileLoad
 from tests.sim.rest import remove_all, settle, storm
+from tests.sim.rings import RingLoad
 
 CRASHES = ("crash", "crash", "crash_many")
 CLOCKS = ("clock_jump", "clock_drift")
@@ -107,6 +108,7 @@ SHAPES = {
             faults=ALL,
             kv_faults=0.02,
         ),
+        Shape("rings", mgmtds=2, metas=2, workload="rings", faults=ALL, kv_faults=0.02),
         Shape("own", metas=1, chunk_size=64 * 1024, workload="own-files", always=("meta.intent.interrupted",)),
         Shape(
             "own-all",
@@ -238,12 +240,12 @@ async def durable(world: World, overwrite: bool = False) -> None:
     await load.check(workloads.StorageClient(world.env, world.rpc, world.mgmtd, 1, "operator"), world.env)
 
 
-async def mounts(world: World) -> None:
+async def mounts(world: World, load_type: type[MountLoad] = MountLoad) -> None:
     """Load through mounts. Afterwards all files are removed, and no chunk may be left."""
     await world.start()
     env = world.env
     assert env is not None and world.mgmtd is not None
-    load = MountLoad(world)
+    load = load_type(world)
     operator = SimEnv(world.network.host("janitor"), random.Random(f"{world.seed}/janitor"))
     async with connect(operator, world.mgmtd_addresses, "janitor") as client, trio.open_nursery() as tasks:
         fs = FileSystem(client, tasks, FsOptions(0, 0, 0))
@@ -277,6 +279,7 @@ SCENARIOS = {
     "own-files": own_files,
     "chunks": chunks,
     "mounts": mounts,
+    "rings": lambda world: mounts(world, RingLoad),
     "durable": durable,
     "durable-overwrite": lambda world: durable(world, overwrite=True),
     **namespace.SCENARIOS,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -9,13 +11,16 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fs3.client.sync import File, FileSystem, shared
 from fs3.errors import Code, FS3Error
+from fs3.memory import Memory
 from tests.process import harness
 
 # A fork of a process with threads is what is tested here; newer Pythons warn of it.
@@ -87,6 +92,59 @@ def test_a_fork_connects_anew_and_leaves_its_parent_alone(fs: FileSystem, shards
     assert fs.read_file("/shards/new") == b"mine"
     fs.unlink("/shards/new")
     assert pickle.loads(pickle.dumps(fs)) is fs
+
+
+def memories() -> Iterator[tuple[str, Any, Any]]:
+    """All kinds of memory of 300,000 bytes, and what to read into."""
+    array = np.zeros((300, 250), dtype=np.uint32)
+    for kind, memory_of_its_own in (("bytearray", bytearray(300_000)), ("numpy", array), ("mmap", mmap.mmap(-1, 300_000))):
+        yield kind, memory_of_its_own, memory_of_its_own
+    with Memory(300_000) as memory:
+        yield "Memory", memory, np.frombuffer(memory.view, dtype=np.uint16)
+    segment = SharedMemory(create=True, size=300_000)
+    try:
+        assert segment.buf is not None
+        yield "SharedMemory", segment.buf, segment.buf[:300_000]
+    finally:
+        gc.collect()
+        segment.close()
+        segment.unlink()
+
+
+def test_memory_is_registered(shards: list[str], fs: FileSystem) -> None:
+    expected = fs.read_file(shards[3])
+    for kind, registered, into in memories():
+        view = memoryview(into).cast("B")
+        with fs.register(registered) as registration:
+            for _ in range(3):
+                view[:] = bytes(300_000)
+                assert fs.read_batch([(shards[3], 0, 299_000), (shards[3], 299_000, 1000)], into) == [299_000, 1000]
+                assert view == expected, kind
+            with fs.open(shards[3]) as file:
+                assert file.readinto(into) == 300_000 and view == expected
+            fs.write_file("/registered", into)
+            assert fs.read_file("/registered") == expected
+            child = multiprocessing.get_context("fork").Process(target=registration.close)
+            child.start()
+            child.join()
+            assert child.exitcode == 0
+        registration.close()
+        view.release()
+        del into, registered, registration
+    fs.unlink("/registered")
+    for bad, error in ((b"abc", ValueError), (3, TypeError)):
+        with pytest.raises(error):
+            fs.register(bad)
+
+
+def test_tensors_are_registered(torch: Any, shards: list[str], fs: FileSystem) -> None:
+    tensors = torch.zeros(300, 250, dtype=torch.int32), torch.zeros(300, 250, dtype=torch.int32).share_memory_()
+    for tensor in tensors:
+        with fs.register(tensor.numpy()):
+            for _ in range(3):
+                tensor.zero_()
+                fs.read_batch([(shards[1], 0, 300_000)], tensor.numpy(), strict=True)
+                assert tensor[:, 0].tolist() == list(range(1000, 1300))
 
 
 def test_nobody_there_is_said_in_time() -> None:

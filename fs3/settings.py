@@ -29,7 +29,7 @@ class RdmaKeys:
     """Of every daemon and mount, for addresses rdma://. None of them is hot."""
 
     rdma_devices: tuple[str, ...] = option(
-        (), help="RDMA devices to use in turn, as NAME or NAME:PORT; by default all that have a port that is up"
+        (), help="RDMA devices to use in turn, as NAME or NAME:PORT; by default that of the address, else all that are up"
     )
     rdma_gid: int = option(
         -1, help="index of the GID to use; -1: that of the connection's address, else RoCE v2 before others", at_least=-1

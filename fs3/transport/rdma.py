@@ -171,6 +171,14 @@ class VerbsDevice(Device):
                 found.append(_Gid(index, address, kind == verbs.IBV_GID_TYPE_SYSFS_ROCE_V2))
         return found
 
+    def has(self, local: str) -> bool:
+        wanted = _as_gid(local)
+        found = any(gid.address == wanted for gid in self._gids)
+        if not found and self._listed_at + _LIST_AGAIN_S < time.monotonic():
+            self._gids, self._listed_at = self._list_gids(), time.monotonic()
+            found = any(gid.address == wanted for gid in self._gids)
+        return found
+
     def _gid_at(self, index: int) -> _Gid:
         for gid in self._gids:
             if gid.index == index:
@@ -184,8 +192,7 @@ class VerbsDevice(Device):
         if self._fixed is not None:
             return self._fixed
         wanted = _as_gid(local)
-        if all(gid.address != wanted for gid in self._gids) and self._listed_at + _LIST_AGAIN_S < time.monotonic():
-            self._gids, self._listed_at = self._list_gids(), time.monotonic()
+        self.has(local)
         if not self._gids:
             raise ConfigError(f"port {self.port} of RDMA device {self.name} has no GID: has its interface an address?")
         return max(self._gids, key=lambda gid: (

@@ -129,6 +129,10 @@ class Device(ABC):
     def active(self) -> bool:
         """Whether its port is up now."""
 
+    def has(self, local: str) -> bool:
+        """Whether this address of the host is the port's own."""
+        return False
+
     @abstractmethod
     def queue_pair(self, ours: Limits, receives: int, fd: int, local: str, lends: bool) -> QueuePair:
         """receives: of buffers, those for the peer's empty messages included. fd, local: of the socket over which it was

@@ -88,17 +88,23 @@ class _Pinned(Registered):
 
 
 class RdmaTransport(Transport):
-    """open_devices: returns those to be used, in turn; raises ConfigError saying what is missing. Called once, when first
+    """open_devices: returns those to be used; raises ConfigError saying what is missing. Called once, when first
     needed. pool_size_max: bytes of memory registered with each. required: without devices nothing works, since somebody said
-    which are to be used; else TCP does.
+    which are to be used; else TCP does. in_turn: all devices serve all connections; else those do that have a connection's
+    address, if any has.
     """
 
     def __init__(
-        self, open_devices: Callable[[], Sequence[Device]], pool_size_max: int = POOL_SIZE_MAX, required: bool = False
+        self,
+        open_devices: Callable[[], Sequence[Device]],
+        pool_size_max: int = POOL_SIZE_MAX,
+        required: bool = False,
+        in_turn: bool = False,
     ) -> None:
         self._pool_size_max = pool_size_max
         self._open_devices = open_devices
         self._required = required
+        self._in_turn = in_turn
         self._tcp = TcpTransport()
         self.opened: Sequence[Nic] = ()
         self._asked = False
@@ -127,10 +133,12 @@ class RdmaTransport(Transport):
                     nic.pin(registration)
         return self.opened
 
-    def nic(self) -> Nic | None:
-        """The next one's turn, of those whose port is active, and which did not fail of late if there are others. None where
-        this host has none."""
+    def nic(self, local: str = "") -> Nic | None:
+        """For a connection from or to this address of the host: the next one's turn, of those whose port is active, and
+        which did not fail of late if there are others. None where this host has none."""
         active = [nic for nic in self.nics() if nic.device.active()]
+        if not self._in_turn:  # another one's network may be no way to the peer
+            active = [nic for nic in active if nic.device.has(local)] or active
         if not active:
             if self.opened:
                 self._why = f"no port is active of {', '.join([nic.device.name for nic in self.opened])}"
@@ -148,9 +156,10 @@ class RdmaTransport(Transport):
         return self._why
 
     async def connect(self, address: str) -> Connection:
-        nic = self.nic() if self._reaches(address) else None
+        reaches = self._reaches(address)
         sock = await self._tcp.connect_socket(_as_tcp(address))
         try:
+            nic = self.nic(_local(sock)) if reaches else None
             if nic is not None:
                 connection = await self._introduce(sock, address, nic)
                 if connection is not None:
@@ -208,12 +217,11 @@ class RdmaTransport(Transport):
     def _pair(nic: Nic, sock: socket.socket, lends: bool) -> QueuePair:
         """Raises ConfigError."""
         tune(sock)
-        local = str(sock.getsockname()[0])
-        return nic.device.queue_pair(LIMITS, LIMITS.receives + RETURNS_MAX, sock.fileno(), local, lends)
+        return nic.device.queue_pair(LIMITS, LIMITS.receives + RETURNS_MAX, sock.fileno(), _local(sock), lends)
 
     def serve(self, sock: socket.socket, peer: str, hello: Hello) -> Connection | str:
         """The server's side: a connection that uses RDMA, or why not. Raises OSError, ProtocolError."""
-        nic = self.nic()
+        nic = self.nic(_local(sock))
         if nic is None:
             return self.why_not
         if hello.ends is None or hello.limits is None:
@@ -262,6 +270,10 @@ class RdmaTransport(Transport):
 
 RETURNS_MAX = 64
 """Receives that are kept for the peer's empty messages: its limits are not known yet when they are made."""
+
+
+def _local(sock: socket.socket) -> str:
+    return str(sock.getsockname()[0])
 
 
 def _post_receives(pair: QueuePair, theirs: Limits) -> None:

@@ -20,8 +20,8 @@ class Transports(Transport):
     """Hands each address to the transport of its scheme. Raises ConfigError where there is none.
 
     short_circuit: go by shared memory where the daemon at an address offers that on this host. rdma_devices: names of those
-    to use for addresses rdma://; none for all that work. rdma_gid: index of the GID; -1 chooses. rdma_pool: bytes of memory
-    registered with each.
+    to use in turn for addresses rdma://; none for that of a connection's address, or all that work. rdma_gid: index of the
+    GID; -1 chooses. rdma_pool: bytes of memory registered with each.
     """
 
     def __init__(
@@ -34,12 +34,11 @@ class Transports(Transport):
         rdma_pool: int = POOL_SIZE_MAX,
     ) -> None:
         self._local = LocalTransport() if short_circuit and backends is None else None
+        named = bool(rdma_devices)
         known: dict[str, Transport] = {
             "tcp": TcpTransport(),
             "local": self._local or LocalTransport(),
-            "rdma": RdmaTransport(
-                lambda: _open_devices(rdma_devices, rdma_gid), rdma_pool, bool(rdma_devices) or rdma_gid >= 0
-            ),
+            "rdma": RdmaTransport(lambda: _open_devices(rdma_devices, rdma_gid), rdma_pool, named or rdma_gid >= 0, named),
         }
         self._backends: dict[str, Transport] = dict(backends if backends is not None else known)
 

@@ -42,6 +42,7 @@ class ListedDevice(Device):
         self.transfers = {Work.READ: 0, Work.WRITE: 0, Work.MESSAGE: 0, Work.RETURN: 0}
         self.transferred = 0
         self.up = True
+        self.addresses: tuple[str, ...] = ()
         self.rings = 0
         self.stalled = False
         """While set nothing is done: the link is down, and nobody has noticed."""
@@ -54,6 +55,9 @@ class ListedDevice(Device):
 
     def active(self) -> bool:
         return self.up
+
+    def has(self, local: str) -> bool:
+        return local in self.addresses
 
     def queue_pair(self, ours: Limits, receives: int, fd: int, local: str, lends: bool) -> ListedPair:
         return ListedPair(self, ours, receives, fd, lends)

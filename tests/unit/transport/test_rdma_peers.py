@@ -259,6 +259,23 @@ async def test_a_device_whose_link_is_down_is_not_used() -> None:
     assert transport.nic() is None and "no port is active of a, b" in transport.why_not
 
 
+@pytest.mark.parametrize("named", [False, True])
+async def test_the_device_of_the_address_serves_it_but_for_those_that_were_named(named: bool) -> None:
+    devices = [ListedDevice(name=name) for name in "abc"]
+    devices[1].addresses = ("10.0.0.2",)
+    devices[2].addresses = ("10.0.0.2", "10.0.0.3")
+    transport = RdmaTransport(lambda: devices, in_turn=named)
+
+    def used(local: str) -> set[str]:
+        return {transport.nic(local).device.name for _ in range(6)}  # type: ignore[union-attr]
+
+    assert used("10.0.0.9") == {"a", "b", "c"}
+    assert used("10.0.0.2") == ({"a", "b", "c"} if named else {"b", "c"})
+    assert used("10.0.0.3") == ({"a", "b", "c"} if named else {"c"})
+    devices[2].up = False
+    assert used("10.0.0.3") == {"a", "b"} and used("10.0.0.2") == ({"a", "b"} if named else {"b"})
+
+
 async def test_a_device_that_failed_is_used_after_the_others(autojump_clock: trio.testing.MockClock) -> None:
     devices = [ListedDevice(name="a"), ListedDevice(name="b")]
     transport = RdmaTransport(lambda: devices)

@@ -173,8 +173,8 @@ class ioring:
 
     def __init__(self, ring: usrbio.Ior) -> None:
         self._ring = ring
-        self._under_way: dict[int, iovec_slice] = {}
-        self._late: dict[int, iovec_slice] = {}  # of those under way: what was waited for in vain
+        self._under_way: set[iovec_slice] = set()
+        self._late: set[iovec_slice] = set()  # of those under way: what was waited for in vain
         self._patience_s = 0.0
         self._given_up = False
 
@@ -194,9 +194,15 @@ class ioring:
             self._make_room(iov)
         if iov._busy:
             iov = iov[:]  # each operation has a result of its own
-        index = ring.prepare(iov._owner._memory, iov.base_off, iov.size, fd, off, iov)
+        # Before it is on the ring: whoever else submits and waits may have its result at once.
         iov._busy, iov.result, iov.userdata = True, 0, userdata
-        self._under_way[index] = iov
+        self._under_way.add(iov)
+        try:
+            ring.prepare(iov._owner._memory, iov.base_off, iov.size, fd, off, iov)
+        except BaseException:
+            self._under_way.discard(iov)
+            iov._busy = False
+            raise
         return self
 
     def submit(self) -> ioring:
@@ -217,8 +223,8 @@ class ioring:
         for done in self._ring.wait(max(max_results, min_results, 1), min_results, timeout_s):
             part: iovec_slice = done.userdata
             part.result, part._busy = done.result, False
-            self._under_way.pop(done.index, None)
-            self._late.pop(done.index, None)
+            self._under_way.discard(part)
+            self._late.discard(part)
             found.append(part)
         if timeout_s is not None and len(found) < min_results:
             self._patience_s = timeout_s
@@ -228,13 +234,10 @@ class ioring:
     def _make_room(self, wanted: iovec_slice) -> None:
         """Before an operation is prepared in this memory."""
         first, last, owner = wanted.base_off, wanted.base_off + wanted.size, wanted._owner
-        if any(
-            each._owner is owner and each.base_off < last and first < each.base_off + each.size
-            for each in self._late.values()
-        ):
+        if any(each._owner is owner and each.base_off < last and first < each.base_off + each.size for each in self._late):
             self._ring.abandon()
             self._under_way.clear()
-            self._late = {}
+            self._late = set()
             self._given_up = True
         if self._given_up:
             if not self._ring.settle(self._patience_s):

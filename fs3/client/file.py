@@ -196,9 +196,12 @@ class FileClient(NameCalls):
         self._begin_open(inode)
         try:
             reply = await self._meta.call(OPEN, request)
-            return await self._opened(reply.attr, access, append, session, truncate, False)
+            handle = await self._opened(reply.attr, access, append, session, truncate, False)
         finally:
             self._end_open(inode)
+        if reply.attr.nlink == 0 and not (handle.inode.sessions or handle.inode.holds):
+            await self._hold_nameless(handle)
+        return handle
 
     async def _opened(
         self, attr: Attr, access: Access, append: bool, session: int, truncated: bool, created: bool
@@ -226,6 +229,16 @@ class FileClient(NameCalls):
         if session:
             state.sessions.append(session)
         return FileHandle(state, access, append, session, created)
+
+    async def _hold_nameless(self, handle: FileHandle) -> None:
+        """What let meta open a file without a name may be the session of somebody who has just closed it."""
+        try:
+            await self.holds.keep([handle.inode])
+            if not handle.inode.holds:
+                raise FS3Error(Code.STALE_HANDLE, f"inode {handle.inode.id} was removed")
+        except BaseException:
+            await self.close(handle)  # which asks nobody
+            raise
 
     def opened(self, inode: int) -> OpenInode | None:
         """An inode that this client has open."""

@@ -221,6 +221,27 @@ async def test_a_file_that_is_opened_while_it_is_removed_and_closed_stays_held(
     assert not client.any_open
 
 
+async def test_a_removed_file_that_was_just_closed_is_opened_for_good_or_not_at_all(
+    client: FileClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await create(client)
+    await client.write(file, 0, b"data")
+    await client.close(file)
+    first = await client.open(ROOT_CALLER, file.inode.id, Access.READ)
+    await client.remove(ROOT_CALLER, ROOT_INODE, b"f", directory=False, hold=True)
+    monkeypatch.setattr(client.releases, "tell", trio.lowlevel.checkpoint)
+    await client.close(first)  # of which meta will hear later
+    again = await client.open(ROOT_CALLER, file.inode.id, Access.READ)
+    monkeypatch.undo()
+    await client.releases.tell()
+    assert bytes(await client.read(again, 0, 10)) == b"data"
+    await client.close(again)
+    await client.releases.tell()
+    with pytest.raises(FS3Error) as caught:
+        await client.open(ROOT_CALLER, file.inode.id, Access.READ)
+    assert caught.value.code is Code.STALE_HANDLE and not client.any_open
+
+
 async def test_a_file_renamed_over_stays_readable(client: FileClient) -> None:
     for name in (b"old", b"new"):
         file = await create(client, name)

@@ -12,14 +12,14 @@ from ..doors import ClientDoor, Door, PlainDoor
 from ..ring_door import RingDoor
 from ..usrbio import mount_point_of
 from .cluster import PROTOCOL, addresses, split_url
-from .kv_store import SEGMENT_BYTES, BlockStore
+from .kv_store import BlockStore
 
 logger = logging.getLogger("fs3.integrations.kv_store")
 
 KEYS = {
     "place": "a folder of an fs3 mount (its rings are used), or fs3://HOST:PORT/FOLDER, or fs3:///FOLDER with FS3_MGMTD set",
     "capacity": 'bytes, or a text such as "1TiB", that all who write there may fill together; default: no bound',
-    "segment": 'bytes of a file that holds many blocks; default "256MiB"',
+    "segment": 'bytes of a file that holds many blocks; default "256MiB", or more where the capacity is large',
     "refresh_s": "after so many seconds blocks of others are found; default 1",
     "verify": "whether blocks that are read are compared with their checksums; default true",
     "rings": "false: read and write by the kernel's calls; default true",
@@ -41,7 +41,7 @@ def open_store(options: Mapping[str, Any]) -> BlockStore:
     refresh_s = options.get("refresh_s", 1.0)
     if not isinstance(refresh_s, (int, float)) or refresh_s < 0:
         raise ValueError("fs3: refresh_s: expected a number of seconds")
-    capacity, segment = _size(options, "capacity", 0), _size(options, "segment", SEGMENT_BYTES)
+    capacity, segment = _size(options, "capacity", 0), _size(options, "segment", 0)
     door = _door(place, options.get("rings", True))
     try:
         return BlockStore(

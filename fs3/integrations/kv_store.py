@@ -32,8 +32,11 @@ logger = logging.getLogger("fs3.integrations.kv_store")
 
 SEGMENT_BYTES = 256 * 1024 * 1024
 SEGMENT_BYTES_MIN = 1024 * 1024
-SEGMENTS_MIN = 8
-"""A bounded store is cut into so many segments at least, that not too much is lost at once."""
+SEGMENTS_MIN, SEGMENTS_MAX = 8, 1024
+"""A bounded store is cut into so many segments at least, that not too much is lost at once; and at most, for all of them are
+listed to see what is new."""
+REFRESH_PART = 0.1
+"""Looking for what is new takes no more of the time than this, and is done less often where it would."""
 INDEX_PIECE_BYTES = 16 * 1024 * 1024
 TOUCH_S = 30.0
 """Reading says so often at most that a segment is in use."""
@@ -59,13 +62,15 @@ class BlockStore:
         door: Door,
         *,
         capacity_bytes: int = 0,
-        segment_bytes: int = SEGMENT_BYTES,
+        segment_bytes: int = 0,
         refresh_s: float = 1.0,
         verify: bool = True,
         clock: Callable[[], float] = SystemEnv.monotonic,
         wall_ns: Callable[[], int] = SystemEnv.wall_ns,
     ) -> None:
-        """capacity_bytes: 0: no bound but the file system's. verify: by the checksum of each block that is read."""
+        """capacity_bytes: 0: no bound but the file system's. segment_bytes: 0: as suits the capacity. verify: by the
+        checksum of each block that is read."""
+        segment_bytes = segment_bytes or max(SEGMENT_BYTES, capacity_bytes // SEGMENTS_MAX)
         if capacity_bytes:
             segment_bytes = max(SEGMENT_BYTES_MIN, min(segment_bytes, capacity_bytes // SEGMENTS_MIN))
             if capacity_bytes < 2 * segment_bytes:
@@ -127,7 +132,8 @@ class BlockStore:
 
     def _refresh(self) -> None:
         with self._refreshing:
-            if self._clock() < self._fresh_until:
+            began = self._clock()
+            if began < self._fresh_until:
                 return  # another thread has just done it
             with self._lock:
                 known = list(self._segments.values())
@@ -144,7 +150,8 @@ class BlockStore:
                 if name not in self._mine and entry.size != segment.size and entry.size > segment.seen:
                     grown.append((segment, entry.size))
             self._learn(grown)
-            self._fresh_until = self._clock() + self._refresh_s
+            ended = self._clock()
+            self._fresh_until = ended + max(self._refresh_s, (ended - began) / REFRESH_PART)
 
     def _learn(self, grown: list[tuple[Segment, int]]) -> None:
         """Read what is new in these indexes, up to their sizes."""

@@ -9,6 +9,7 @@ A storage daemon of the same host puts bytes straight into it: no other memory o
 
 from __future__ import annotations
 
+import mmap
 import os
 from types import TracebackType
 
@@ -20,11 +21,12 @@ class Memory:
     child process that is forked shares it."""
 
     def __init__(self, size: int, name: str = "fs3-memory") -> None:
-        """Raises OSError where the system has none to give."""
+        """Makes all pages at once, which takes a while for many GiB. Raises OSError where there are none to be had."""
         if size <= 0:
             raise ValueError(f"memory of {size} bytes")
         self.size = size
-        self.fd, mapping = sealed_memory(name, size)
+        # All pages now, in this process's account: else a daemon that reads into them would have to get and answer for them.
+        self.fd, mapping = sealed_memory(name, size, mmap.MAP_POPULATE)
         self.view = memoryview(mapping)
 
     def close(self) -> None:

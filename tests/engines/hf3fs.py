@@ -1,4 +1,4 @@
-"""How engines come to import hf3fs_fuse: as it is installed, beside fs3. Of other packages it needs numpy, which they have."""
+"""How engines come to import hf3fs_fuse: as it is installed, beside fs3. It needs numpy, which they have."""
 
 from __future__ import annotations
 

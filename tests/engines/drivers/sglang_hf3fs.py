@@ -2,13 +2,15 @@
 found again after a restart, by several threads and by ranks that are processes.
 
 Arguments: a folder of the mount, then `pages` or `ranks`; or a rank, and 1 to write or 0 to read. Run by SGLang's
-environment, with hf3fs_fuse to be imported.
+environment, with hf3fs_fuse to be imported; MOUNT_PID says which process serves the mount.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +30,7 @@ PAGE_BYTES = 2 * LAYERS * PAGE_TOKENS * HEAD_BYTES
 PAGES = 48
 JOBS, ENTRIES = 4, 8
 RANKS, RANK_TIMEOUT_S = 2, 240.0
+LATE_S = 60.0
 MODELS = ("plain", "mla")
 CONFIG = "SGLANG_HICACHE_HF3FS_CONFIG_PATH"
 
@@ -213,6 +216,38 @@ def by_threads(folder: Path) -> None:
     storage.close()
 
 
+def too_late(folder: Path) -> None:
+    """A batch that does not come within the backend's time-out, as the mount stands still, is not taken for the next."""
+    configure(folder, PAGES, numjobs=1, client_timeout=1)
+    source = HostPool("layer_first", 4)
+    storage = backend(source)
+    assert all(storage.batch_set_v1(keys(), indices()))
+    places = [index * PAGE_BYTES for index in storage.metadata_client.get_page_indices(0, keys())]
+    (client,) = storage.clients
+    daemon = int(os.environ["MOUNT_PID"])
+
+    def read(first: int) -> tuple[list[int], list[torch.Tensor]]:
+        pages = [source.get_dummy_flat_data_page() for _ in range(ENTRIES)]
+        return client.batch_read(places[first : first + ENTRIES], pages), pages
+
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        assert len(read(0)[0]) < ENTRIES
+        assert read(ENTRIES)[0] == [0] * ENTRIES  # the daemon may still write into that memory
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    end = time.monotonic() + LATE_S
+    while True:
+        first = random.randrange(0, PAGES - ENTRIES)
+        results, pages = read(first)
+        wanted = source.pages[first : first + ENTRIES].view(ENTRIES, -1)
+        if results == [PAGE_BYTES] * ENTRIES:
+            assert all(torch.equal(page, other) for page, other in zip(pages, wanted, strict=True))
+            break
+        assert time.monotonic() < end, results
+    storage.close()
+
+
 @contextmanager
 def metadata(folder: Path) -> Iterator[str]:
     """SGLang's metadata server, whose address this yields; it keeps what it knows in the folder."""
@@ -264,7 +299,7 @@ def main() -> None:
         of_rank(root, int(words[0]), words[1] == "1")
         return
     root.mkdir(exist_ok=True)
-    for part in (layer_first, page_first, evicted, by_threads) if words == ["pages"] else (ranks,):
+    for part in (layer_first, page_first, evicted, by_threads, too_late) if words == ["pages"] else (ranks,):
         folder = root / part.__name__
         folder.mkdir()
         part(folder)

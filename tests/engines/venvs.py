@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,3 +160,22 @@ def _install(engine: Engine, listed: Path, shared: list[Engine]) -> None:
             else ""
         )
         raise Unavailable(f"{engine.name} cannot be installed here: {' '.join(errors[-1:])[:300]}{hint}")
+
+
+def needs_source(package: str, folder: str) -> Path:
+    """A folder of the source distribution of NAME==VERSION, fetched once; the test is skipped where it cannot be had."""
+    kept = home() / f"{package}-source"
+    if not (kept / folder).exists():
+        home().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home()) as work:
+            # pip cannot fetch a source distribution without preparing to build it. Whether that works is all the same: what
+            # it unpacked for that stays.
+            options = ("--no-deps", "--no-binary=:all:", "--no-build-isolation", "--no-clean", "--no-cache-dir")
+            line = [sys.executable, "-m", "pip", "download", *options, "-d", work, package]
+            env = {**os.environ, "TMPDIR": work}
+            done = subprocess.run(line, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False, env=env)
+            found = [path for path in Path(work).glob(f"*/*/{folder}") if path.is_dir()]
+            if not found:
+                pytest.skip(f"no source distribution of {package} can be had: {done.stderr.strip()[-300:]}")
+            shutil.copytree(found[0], kept / folder)
+    return kept / folder

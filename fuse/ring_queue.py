@@ -324,9 +324,12 @@ class Ring:
 
     async def _bounce(self, some: Sequence[_Part], results: list[int]) -> None:
         async with self._fs.ring_room:
-            reads: list[Read] = [
-                (entry.file, offset, self._fs.ring_buffer(length)) for _, _, _, entry, offset, length in some
-            ]
+            whole = self._fs.ring_buffer(sum([part[5] for part in some]))
+            reads: list[Read] = []
+            start = 0
+            for _, _, _, entry, offset, length in some:
+                reads.append((entry.file, offset, whole[start : start + length]))
+                start += length
             found = await self._fs.ring_read({part[3] for part in some}, reads)
             for (number, region, at, _, _, _), (_, _, into), result in zip(some, reads, found, strict=True):
                 if result > 0:

@@ -38,7 +38,7 @@ logger = logging.getLogger("fs3.fuse.rings")
 QUESTION_BYTES = 4096
 ANSWER_S = 10.0
 """In which an answer must have been taken."""
-CLOSE_S = 60.0
+CLOSE_S = 30.0
 """How long what was written is settled, when a program is gone."""
 CONNECTIONS_MAX, CONNECTIONS_OF_USER_MAX = 1024, 256
 SHARE = 2

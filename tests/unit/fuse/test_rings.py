@@ -346,6 +346,15 @@ async def test_what_is_buffered_goes_first_and_its_errors_are_told(
         assert results(await call(lambda: writes.wait(min_results=1))) == [4]
 
 
+async def test_a_mount_whose_kernel_keeps_writes_has_no_rings(live: Live, tmp_path: Path) -> None:
+    async with live.client() as client, trio.open_nursery() as nursery:
+        fs = FileSystem(client, nursery, FsOptions(0, 0, 0, writeback=True))
+        _, attr = await fs.create(ROOT, ROOT_INODE, b"f", 0o600, os.O_RDWR | os.O_CREAT)
+        with pytest.raises(FS3Error) as caught:
+            await fs.open_for_rings(attr.inode, os.O_RDONLY, 100)
+        assert caught.value.code is Code.NOT_SUPPORTED
+
+
 async def test_bounds(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async with mounted(live, monkeypatch, tmp_path) as made:
         fd = await made.file(b"f", b"x")

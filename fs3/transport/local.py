@@ -32,7 +32,7 @@ from .buffers import BufferPool
 from .local_memory import PLACED_SIZE_MAX, SETTLE_S, LocalLoan, OwnMemories, PeerMemories, Process, Ticket
 from .registered import Registration, Use
 from .shared import POOL_SIZE, PeerMemory, SharedPool
-from .tcp import KERNEL_BUFFER_SIZE, TcpConnection
+from .tcp import KERNEL_BUFFER_SIZE, PEER_CLOSED, TcpConnection
 
 logger = logging.getLogger("fs3.transport.local")
 
@@ -324,7 +324,7 @@ class LocalServer(_LocalConnection):
                 if data:
                     self._meet(data, fds)
                     return
-                self._close("closed by the peer")
+                self._close(PEER_CLOSED)
             except (ProtocolError, OSError) as error:
                 logger.warning("closed the connection with %s: %s", self.peer, error)
                 self._close(str(error))

@@ -31,6 +31,7 @@ from ..wire.frame import PAYLOAD_SIZE_MAX
 from .base import Loan
 from .registered import Piece, Registration, Use
 from .shared import PEER_SIZE_MAX, sealed_memory
+from .tcp import PEER_CLOSED
 
 MEMORIES_MAX = 64
 """Of one connection."""
@@ -150,9 +151,6 @@ class OwnMemories:
         return announced
 
 
-_GONE = "closed by the peer"
-
-
 class Process:
     """The process at the other end of a socket: whether it still runs."""
 
@@ -162,7 +160,7 @@ class Process:
 
     def ended(self, closed: str) -> bool:
         """closed: why the connection is, if it is. A server does not close it while it writes, so it ended then."""
-        return closed == _GONE or (self._id != 0 and self._look() != self._born)
+        return closed == PEER_CLOSED or (self._id != 0 and self._look() != self._born)
 
     def _look(self) -> str:
         try:

@@ -48,6 +48,9 @@ _KEEPALIVE_S = 10
 _KEEPALIVE_INTERVAL_S = 5
 _KEEPALIVE_PROBES = 3
 
+PEER_CLOSED = "closed by the peer"
+"""Why a connection is closed, where the peer did that, or ended."""
+
 _EMPTY = memoryview(b"")
 
 
@@ -280,7 +283,7 @@ class TcpConnection(Connection):
                 self._close(str(error))
                 raise self._lost() from None
             if count == 0:
-                self._close("closed by the peer")
+                self._close(PEER_CLOSED)
                 raise self._lost()
             self._drained = count < room
             frames = self._parse(count)
@@ -307,7 +310,7 @@ class TcpConnection(Connection):
             self._close(str(error))
             raise self._lost() from None
         if count == 0:
-            self._close("closed by the peer")
+            self._close(PEER_CLOSED)
             raise self._lost()
         return self._parse(count)
 

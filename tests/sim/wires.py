@@ -164,6 +164,7 @@ async def wires(world: World) -> None:
         await load.finished()
     if scope.cancelled_caught:
         raise SimulationError("calls are under way for ever")
+    await trio.sleep(1)  # who was told to end while it was stopped has ended, and is back
     await _all_work(world, load)
     async with trio.open_nursery() as nursery:
         for process in world.processes.values():

@@ -24,7 +24,7 @@ import trio
 
 from fs3.client.file import FileClient
 from fs3.errors import FS3Error
-from fs3.rings import ENTRIES_MAX, VERSION, check_ring
+from fs3.rings import ENTRIES_MAX, VERSION, check_ring, ring_bytes
 from fs3.usrbio import door
 
 from .fs import FileSystem
@@ -322,7 +322,12 @@ class Program(Owner):
         room, all_ = self._all.rings, self._all
         room.take(self.uid, len(self._rings), 1, self._trusted)
         try:
-            ring = Ring(all_.env, all_.fs, all_.queue, self, entries, for_read, depth, priority + 1, timeout_s)
+            self._take_memory(ring_bytes(entries))
+            try:
+                ring = Ring(all_.env, all_.fs, all_.queue, self, entries, for_read, depth, priority + 1, timeout_s)
+            except BaseException:
+                self._give_memory_back(ring_bytes(entries))
+                raise
         except BaseException:
             room.give_back(self.uid, 1)
             raise
@@ -337,6 +342,7 @@ class Program(Owner):
         finally:
             del self._rings[number]
             self._all.rings.give_back(self.uid, 1)
+            self._give_memory_back(ring_bytes(ring.entries))
 
     async def _close_ring(self, request: dict[str, Any]) -> Reply:
         ring = self._rings.get(_number(request, "ring", 0))

@@ -361,6 +361,7 @@ async def test_bounds(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         place = made.place
         held = [await call(lambda: Iov.create(place, 15 << 20))]
         held_rings = [await call(lambda: Ior(place, 1)) for _ in range(4)]
+        assert made.rings.memory.used > 15 << 20  # rings take memory too
         tries: list[Callable[[], Any]] = [lambda: Iov.create(place, 15 << 20), lambda: Ior(place, 1)]
         for attempt in tries:
             with pytest.raises(OSError) as caught:
@@ -373,7 +374,7 @@ async def test_bounds(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         assert caught.value.errno == errno.EAGAIN
         await call(held_rings.pop().close)
         await call(held.pop().close)
-        held.append(await call(lambda: Iov.create(place, 16 << 20)))
+        held.append(await call(lambda: Iov.create(place, 15 << 20)))
         held_rings.append(await call(lambda: Ior(place, 1)))
 
 

@@ -26,9 +26,10 @@ from fs3.client.mgmtd import MgmtdClient
 from fs3.errors import FS3Error
 from fs3.routing import Chain, RoutingInfo
 from fs3.rpc.client import RpcClient
+from tests.process.harness import PATIENCE
 
 T = TypeVar("T")
-CALL_TIMEOUT_S = 10.0
+CALL_TIMEOUT_S = 10.0 * PATIENCE
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ GUEST_CPUS, GUEST_MEMORY, GUEST_TIMEOUT_S what it may use.
 
 from __future__ import annotations
 
+import compileall
 import os
 import platform
 import shlex
@@ -102,6 +103,8 @@ def main(arguments: list[str]) -> int:
     if reason is not None:
         print(f"the tests over real verbs are SKIPPED: {reason}")
         return 0
+    for package in ("fs3", "mgmtd", "meta", "storage", "fuse", "tests"):
+        compileall.compile_dir(REPOSITORY / package, quiet=2)  # once here, not by each process there
     options = ["-v", "--tb=short", "-p", "tests.rdma.slow", "-p", "no:cacheprovider"]
     chosen = arguments or ["tests/rdma", *OF_STORAGE]
     line = shlex.join([sys.executable, "-m", "pytest", *options, *chosen])

@@ -1,4 +1,5 @@
-"""A plugin of pytest: trio's seconds last FS3_TEST_PATIENCE times as long, for machines that are emulated."""
+"""A plugin of pytest for machines that are emulated: trio's seconds last FS3_TEST_PATIENCE times as long, and a failure is
+shown at once, since the end may be far."""
 
 from __future__ import annotations
 
@@ -13,3 +14,16 @@ def slow_clock(request: pytest.FixtureRequest) -> trio.testing.MockClock | None:
     if {"autojump_clock", "mock_clock"} & set(request.fixturenames):
         return None  # it has a clock of its own
     return trio.testing.MockClock(rate=1 / PATIENCE)
+
+
+class _AtOnce:
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._config.get_terminal_writer().line(f"\n{report.longreprtext}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_AtOnce(config))

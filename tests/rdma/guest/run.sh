@@ -21,7 +21,7 @@ share=(-fsdev "local,id=root,path=/,security_model=none,multidevs=remap,readonly
   -fsdev "local,id=job,path=$job,security_model=none" -device virtio-9p-pci,fsdev=job,mount_tag=job
   -fsdev "local,id=sysroot,path=$folder/system,security_model=none,readonly=on" -device virtio-9p-pci,fsdev=sysroot,mount_tag=sysroot)
 exec 8>&1 9>&2
-LD_LIBRARY_PATH=$folder/qemu/usr/lib/x86_64-linux-gnu nice timeout "${GUEST_TIMEOUT_S:-600}" \
+LD_LIBRARY_PATH=$folder/qemu/usr/lib/x86_64-linux-gnu timeout "${GUEST_TIMEOUT_S:-600}" \
   "$folder/qemu/usr/bin/qemu-system-x86_64" -L "$folder/qemu/usr/share/qemu" -L "$folder/qemu/usr/share/seabios" \
   -nodefaults -no-user-config -display none -no-reboot -machine q35 -accel tcg,thread=multi -cpu max,la57=off \
   -smp "${GUEST_CPUS:-2}" -m "${GUEST_MEMORY:-4G}" -kernel "$folder/vmlinux" -initrd "$folder/initramfs.cpio" \

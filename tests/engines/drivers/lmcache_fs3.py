@@ -11,6 +11,7 @@ import os
 import select
 import sys
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,7 +84,10 @@ def kept(place: str) -> None:
     first = adapter(place, workers=2)
     assert store(first, keys("org/model"), objects(*range(COUNT)))
     second = adapter(place)
-    assert lookup(second, [*keys("org/model"), *keys("other", 2)]) == list(range(COUNT))
+    deadline = time.monotonic() + 10  # until it is known how long the index is that the first has open
+    while lookup(second, [*keys("org/model"), *keys("other", 2)]) != list(range(COUNT)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     salted = ObjectKey((0).to_bytes(8, "big"), "org/model", 0x01000100, 0, "somebody")
     ranked = ObjectKey((0).to_bytes(8, "big"), "org/model", 0x01010100)
     assert lookup(second, [salted, ranked]) == []

@@ -76,7 +76,7 @@ class MountConfig(ClientSettings, RdmaKeys):
     short_circuit: bool = option(
         True, help="reach daemons of this host by shared memory and Unix sockets in place of TCP, where they offer it"
     )
-    rings: int = option(256, at_least=0, help="how many user-space rings programs may have; 0 = none")
+    rings: int = option(1024, at_least=0, help="how many user-space rings programs may have; 0 = none")
     ring_files: int = option(65_536, at_least=2, help="how many files programs may have registered for rings")
     ring_memory: int = option(
         256 << 30, unit="bytes", at_least=65_536, help="how much memory programs may share with this daemon for rings"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.engines import venvs
+from tests.process import harness
 
 pytestmark = pytest.mark.process
 
@@ -24,3 +26,24 @@ def test_vllm_passes_its_own_tests(mounted: Path) -> None:
 @pytest.mark.parametrize("compiled", [False, True], ids=["python", "compiled"])
 def test_blocks_are_never_short(mounted: Path, compiled: bool) -> None:
     venvs.needs("vllm").drive("vllm_fs.py", mounted, str(int(compiled)))
+
+
+def test_blocks_are_never_short_while_storage_daemons_die(victims: harness.Cluster) -> None:
+    """A block that were short once would be removed for ever."""
+    engine, ended, killed = venvs.needs("vllm"), threading.Event(), []
+
+    def kill_in_turn() -> None:
+        while not ended.is_set():
+            name = f"storage-{len(killed) % 3 + 1}"
+            victims.wait_restarted(name, victims.kill(name))
+            killed.append(name)
+            victims.wait_serving()
+
+    killer = threading.Thread(target=kill_in_turn)
+    killer.start()
+    try:
+        engine.drive("vllm_fs.py", victims.mount / "blocks", "1", timeout_s=280)
+    finally:
+        ended.set()
+        killer.join()
+    assert len(killed) >= 2, killed

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from fs3 import usrbio
-from fs3.usrbio import deregister_fd
 
 __all__ = [
     "IorPriority",
@@ -65,6 +64,15 @@ def register_fd(fd: int, flags: int = 0) -> None:
     the number goes on standing for that file. flags: of no meaning. Raises OSError: EBADF where it is no file of an fs3
     mount, EINVAL where it is registered already."""
     usrbio.register_fd(fd)
+
+
+def deregister_fd(fd: int) -> None:
+    """The opposite. Does nothing for what is not registered, or was with a daemon that is gone; fd may be closed already."""
+    try:
+        usrbio.deregister_fd(fd)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
 
 
 def force_fsync(fd: int) -> int:

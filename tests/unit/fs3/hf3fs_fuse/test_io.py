@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fs3 import usrbio
 from fs3.hf3fs_fuse import io
 from fs3.usrbio import Completion
 
@@ -213,6 +214,19 @@ def test_where_there_is_no_mount() -> None:
     io.deregister_fd(fd)
     io.deregister_fd(fd)
     io.deregister_fd(-1)
+
+
+def test_to_deregister_with_a_daemon_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines close the descriptor after it, and would not if it failed."""
+    numbers = [errno.ENODEV, errno.EPROTO]
+
+    def fails(fd: int) -> None:
+        raise OSError(numbers.pop(0), "")
+
+    monkeypatch.setattr(usrbio, "deregister_fd", fails)
+    io.deregister_fd(3)
+    with pytest.raises(OSError):
+        io.deregister_fd(3)
 
 
 @pytest.mark.parametrize("wrong, message", [({"flags": 2}, "a hole"), ({"timeout": -1}, "0 or more ms")])

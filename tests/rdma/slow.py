@@ -27,6 +27,6 @@ class _AtOnce:
 
 def pytest_configure(config: pytest.Config) -> None:
     # Transports are left to the garbage collector with their devices, which pyverbs then closes in any order.
-    pyverbs = "Exception ignored in: 'pyverbs"
+    pyverbs = "Exception ignored in. 'pyverbs"  # a pattern, which colons would end
     config.addinivalue_line("filterwarnings", f"ignore:{pyverbs}:pytest.PytestUnraisableExceptionWarning")
     config.pluginmanager.register(_AtOnce(config))

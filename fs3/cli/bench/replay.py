@@ -272,6 +272,8 @@ class Replay:
         self._batch = max(1, BATCH_BYTES // size)
         make = lend if lend is not None else _anonymous
         self._buffers = [make(self._batch * size) for _ in range(threads)]
+        for buffer in self._buffers:
+            buffer[:] = bytes(len(buffer))  # pages that nobody has touched take as long as their bytes
         self._lock = threading.Lock()
         self._next = 0
         self._end = 0.0

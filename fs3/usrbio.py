@@ -90,8 +90,8 @@ def register_fd(fd: int) -> None:
 def deregister_fd(fd: int) -> None:
     """The opposite; operations under way are not disturbed. Does nothing for what is not registered."""
     known = _process.files.pop(fd, None)
-    if known is not None and not known.door.dead:
-        known.door.ask({"do": "shut", "file": known.id})
+    if known is not None:
+        known.door.give_back({"do": "shut", "file": known.id})
 
 
 def punch_holes(fd: int, ranges: Sequence[tuple[int, int]]) -> None:
@@ -165,8 +165,7 @@ class Iov:
         """Operations that are still under way may touch the memory until they end; no new ones can be submitted with it."""
         if self._view is not None:
             self._view = None
-            if not self._door.dead:
-                self._door.ask({"do": "release", "memory": self._id})
+            self._door.give_back({"do": "release", "memory": self._id})
 
     def __del__(self) -> None:
         if getattr(self, "_view", None) is not None:
@@ -347,8 +346,7 @@ class Ior:
             sock, self._socket = self._socket, None
         if sock is not None:
             try:
-                if not self._door.dead:
-                    self._door.ask({"do": "close", "ring": self._id})
+                self._door.give_back({"do": "close", "ring": self._id})
             finally:
                 sock.close()
 
@@ -437,6 +435,14 @@ class _Door:
                 os.close(fd)
             raise OSError(reply.get("errno", errno.EPROTO), reply.get("error", "descriptors are missing"))
         return reply, list(found)
+
+    def give_back(self, request: dict[str, Any]) -> None:
+        """Ask for an end; a daemon that is gone has nothing any more."""
+        try:
+            self.ask(request)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
 
     def _end(self) -> None:
         self.dead = True

@@ -20,6 +20,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..checksum import crc32c
@@ -179,7 +180,8 @@ class BlockStore:
             self._door.read(pieces, counts.__setitem__)
         finally:
             for handle, _, _ in pieces:
-                self._door.close(handle)
+                with suppress(OSError):  # of a mount that is gone
+                    self._door.close(handle)
         for number, ((segment, size), (_, at, data)) in enumerate(zip(opened, pieces, strict=True)):
             count = counts[number]
             if count > 0:

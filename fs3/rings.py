@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import errno
 import struct
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-SUBMISSION = struct.Struct("<QQQII")
-COMPLETION = struct.Struct("<Qq")
+SUBMISSION = struct.Struct("=QQQII")
+COMPLETION = struct.Struct("=Qq")
 COUNT = struct.Struct("<I")
 """The message by which a side tells how many it has added."""
 
@@ -222,10 +223,10 @@ class DaemonRing:
         """Add the completions of operations that follow on each other."""
         count = len(results)
         assert 0 < count <= self.under_way
-        flat = [0] * (2 * count)
-        flat[::2] = range(first, first + count)
-        flat[1::2] = results
-        packed = struct.pack(f"<{'Qq' * count}", *flat)
+        numbers = array("q", bytes(count * COMPLETION.size))
+        numbers[::2] = array("q", range(first, first + count))
+        numbers[1::2] = array("q", results)
+        packed = numbers.tobytes()
         base = self._entries * SUBMISSION.size
         at = 0
         for start, stop in _parts(self._done, count, self._entries):

@@ -242,6 +242,8 @@ async def _by_inode(items: Sequence[RingWrite], call: Callable[[RingFile], Await
 
 def _slices(reads: Sequence[Read]) -> list[slice]:
     """What to ask for together: a deadline counts for that much."""
+    if sum([len(into) for _, _, into in reads]) <= SLICE_BYTES:
+        return [slice(0, len(reads))]
     found = []
     first = size = 0
     for number, (_, _, into) in enumerate(reads):

@@ -113,7 +113,7 @@ class SimNic(Device):
         self.pairs: dict[int, SimPair] = {}
         self.transfers = 0
         self._address = _PAGE
-        self._stranger = 0, 0  # the real address of what is not registered, or not yet, and what we called it last
+        self._stranger = 0, 0, 0  # of what is not registered (yet) the real address, the length, and how we call it
         self._numbers = 0
 
     @property
@@ -146,12 +146,12 @@ class SimNic(Device):
                 offset = address - _real(region.view)
                 if 0 <= offset < len(region.view):
                     return region.address + offset
-        if self._stranger[0] != address:
-            self._stranger = address, self.free_address(len(view))
-        return self._stranger[1]
+        if self._stranger[:2] != (address, len(view)):
+            self._stranger = address, len(view), self.free_address(len(view))
+        return self._stranger[2]
 
     def forget_stranger(self) -> None:
-        self._stranger = 0, 0
+        self._stranger = 0, 0, 0
 
     def active(self) -> bool:
         return True

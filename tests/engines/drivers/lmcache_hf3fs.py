@@ -47,11 +47,11 @@ def first(made: dict[str, object], folder: Path, chunks: torch.Tensor) -> None:
         get(other, chunks, NAME)
         with ThreadPoolExecutor(2 * ROUNDS) as threads:
             list(threads.map(lambda each: get(each, chunks, NAME), (storage, other) * ROUNDS))
-        removed = keys()[:4]
-        storage.batched_remove(removed)
-        assert not any(other.storage_backends[NAME].contains(key) for key in removed)
-        assert len(files(folder)) == CHUNKS - len(removed)
-        assert storage.batched_get(removed, location=NAME) in (None, [None] * len(removed))
+        storage.batched_remove(keys())
+        assert not any(other.storage_backends[NAME].contains(key) for key in keys()) and not files(folder)
+        assert storage.batched_get(keys()[:2], location=NAME) in (None, [None] * 2)
+        # All were removed: while a chunk is being put that is there already, it is not known when LMCache has done with its
+        # memory, and LMCache does not mind when it closes.
         put(other, chunks, NAME)
         get(storage, chunks, NAME)
     finally:

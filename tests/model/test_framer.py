@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -141,13 +143,15 @@ def test_payloads_are_scattered_in_order(
     at = 0
     got: list[Frame] = []
     cut = data.draw(st.integers(0, len(raw)))
+    turns = cycle(data.draw(st.lists(st.booleans(), min_size=1, max_size=5)))
+    mosts = cycle(data.draw(st.sampled_from([[None], [100, None], [4096]])))
     frozen: list[bytes] | None = None
     while at < len(raw):
         if at >= cut and frozen is None:
             framer.abandon(abandoned)
             frozen = [bytes(buffer) for buffer in places[-1]] if places else []
             begun = len(places)
-        buffers = (data.draw(st.booleans()) and framer.buffers()) or [framer.buffer()]
+        buffers = (next(turns) and framer.buffers()) or [framer.buffer(next(mosts))]
         count = min(pieces[len(got) % len(pieces)] + len(raw) // 300, sum(map(len, buffers)), len(raw) - at)
         put(buffers, raw[at : at + count])
         at += count

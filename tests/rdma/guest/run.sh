@@ -1,7 +1,6 @@
 #!/bin/bash
 # run.sh FOLDER COMMAND: runs a bash line in the guest that setup.sh made there, and returns its output and exit code. The guest
 # sees this machine's whole file system copy-on-write: what it writes is dropped. Device rxe0 on dummy0 = 192.168.77.1.
-# Standard output and error must be files or pipes that were opened for writing only.
 # Environment: GUEST_CPUS=2 GUEST_MEMORY=4G GUEST_TIMEOUT_S=600 GUEST_WITHOUT_RDMA=1
 set -u
 here=$(dirname "$(readlink -f "$0")")
@@ -20,7 +19,10 @@ cp "$here/stage2.sh" "$job/stage2"
 share=(-fsdev "local,id=root,path=/,security_model=none,multidevs=remap,readonly=on" -device virtio-9p-pci,fsdev=root,mount_tag=hostroot
   -fsdev "local,id=job,path=$job,security_model=none" -device virtio-9p-pci,fsdev=job,mount_tag=job
   -fsdev "local,id=sysroot,path=$folder/system,security_model=none,readonly=on" -device virtio-9p-pci,fsdev=sysroot,mount_tag=sysroot)
-exec 8>&1 9>&2
+exec 8> >(exec cat)  # QEMU takes no terminals
+out=$!
+exec 9> >(exec cat >&2)
+err=$!
 LD_LIBRARY_PATH=$folder/qemu/usr/lib/x86_64-linux-gnu timeout "${GUEST_TIMEOUT_S:-600}" \
   "$folder/qemu/usr/bin/qemu-system-x86_64" -L "$folder/qemu/usr/share/qemu" -L "$folder/qemu/usr/share/seabios" \
   -nodefaults -no-user-config -display none -no-reboot -machine q35 -accel tcg,thread=multi -cpu max,la57=off \
@@ -33,6 +35,8 @@ LD_LIBRARY_PATH=$folder/qemu/usr/lib/x86_64-linux-gnu timeout "${GUEST_TIMEOUT_S
 machine=$!
 wait $machine
 code=$?
+exec 8>&- 9>&-
+wait $out $err
 [ -s "$job/rc" ] && exit "$(cat "$job/rc")"
 if [ $code = 124 ]; then
   echo "the guest was stopped after ${GUEST_TIMEOUT_S:-600} s (GUEST_TIMEOUT_S)" >&2

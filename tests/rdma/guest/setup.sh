@@ -16,7 +16,7 @@ if [ -z "$kernel" ]; then
   [ "$(id -u)" = 0 ] || lacking "apt knows no packages, and this user is not root; run: apt-get update"
   apt-get -q update >/dev/null 2>&1 || lacking "apt-get update fails: no network?"
   kernel=$(newest)
-  [ -n "$kernel" ] || lacking "apt has no package linux-image-amd64; the guest is made of Debian's packages"
+  [ -n "$kernel" ] || lacking "apt has no package linux-image-amd64: no network, or not Debian?"
 fi
 mkdir -p "$folder"/{debs,jobs,qemu} "$folder/system/usr/"{lib,lib64,bin,sbin}
 cd "$folder"
@@ -30,8 +30,8 @@ host="qemu-system-x86 qemu-system-common qemu-system-data seabios ipxe-qemu libs
 has() { compgen -G "debs/${1}_*.deb" >/dev/null; }
 fetch() { (cd debs && timeout 600 apt-get -q download "$@" >../download.log 2>&1) || true; }
 fetch $guest $host
-for package in $guest $host; do has "$package" || fetch "$package"; done
 for package in $guest $host; do
+  has "$package" || fetch "$package"
   has "$package" || lacking "package $package cannot be downloaded: $(grep -E '^E:' download.log | head -1)"
 done
 for name in lib lib64 bin sbin; do ln -sfn usr/$name system/$name; done

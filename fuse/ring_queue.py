@@ -19,6 +19,7 @@ import trio
 
 from fs3.client.many import Read
 from fs3.env import Env
+from fs3.metrics import Operation
 from fs3.rings import COUNT, DaemonRing, RingError, Submission, ring_bytes
 
 from .fs import FileSystem
@@ -105,7 +106,8 @@ def _first(waiting: tuple[deque[Ring], ...]) -> Ring | None:
 class Owner:
     """What a ring needs of the program that made it."""
 
-    def __init__(self, uid: int) -> None:
+    def __init__(self, pid: int, uid: int) -> None:
+        self.pid = pid
         self.uid = uid
         self.files: dict[int, RingFile] = {}
         self.memories: dict[int, RingMemory] = {}
@@ -229,7 +231,6 @@ class Ring:
 
     async def _serve(self, first: int, asked: list[Submission]) -> None:
         started = self._env.monotonic()
-        metrics = self._env.metrics
         used: set[RingFile | RingMemory] = set()
         try:
             try:
@@ -239,17 +240,30 @@ class Ring:
                 results = [-errno.EIO] * len(asked)
             self._ring.complete(first, results)
             self._tell(len(results))
-            kind = "read" if self.for_read else "written"
-            metrics.count(f"rings.{kind}_operations", len(results))
-            if min(results) < 0:
-                metrics.count("rings.errors", sum([result < 0 for result in results]))
-                results = [max(0, result) for result in results]
-            metrics.count(f"rings.{kind}_bytes", sum(results))
-            self._timing.observe(int((self._env.monotonic() - started) * 1e9))
+            self._count(results, int((self._env.monotonic() - started) * 1e9))
         finally:
             self._batches -= 1
             self._owner.done_with(used)
             self._queue.ended(self)
+
+    def _count(self, results: Sequence[int], took_ns: int) -> None:
+        """For those who watch the mount."""
+        metrics = self._env.metrics
+        kind = "read" if self.for_read else "written"
+        worst = min(results)
+        if worst < 0:
+            metrics.count("rings.errors", sum([result < 0 for result in results]))
+            size = sum([result for result in results if result > 0])
+        else:
+            size = sum(results)
+        metrics.count(f"rings.{kind}_operations", len(results))
+        metrics.count(f"rings.{kind}_bytes", size)
+        self._timing.observe(took_ns)
+        if metrics.listeners:
+            name = "rings.read" if self.for_read else "rings.write"
+            error = errno.errorcode.get(-worst, str(-worst)) if worst < 0 else ""
+            detail = f"operations={len(results)} bytes={size}"
+            metrics.tell(Operation(name, took_ns, f"{self._owner.pid}:{self.uid}", error, detail=detail))
 
     # Reading
 

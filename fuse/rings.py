@@ -167,10 +167,9 @@ class Program(Owner):
     """What one connection has."""
 
     def __init__(self, all_: Rings, peer: trio.socket.SocketType, pid: int, uid: int, trusted: bool) -> None:
-        super().__init__(uid)
+        super().__init__(pid, uid)
         self._all = all_
         self._peer = peer
-        self._pid = pid
         self._trusted = trusted
         self._rings: dict[int, Ring] = {}
         self._last = 0
@@ -213,7 +212,7 @@ class Program(Owner):
     async def _follow(self, scope: trio.CancelScope) -> None:
         """The process may end while others, which it made, have the connection open."""
         try:
-            pidfd = os.pidfd_open(self._pid)
+            pidfd = os.pidfd_open(self.pid)
         except OSError:
             return  # another PID namespace, or gone
         try:
@@ -286,10 +285,10 @@ class Program(Owner):
 
     async def _wrap(self, request: dict[str, Any]) -> Reply:
         size, fd = _number(request, "size", 1), _number(request, "fd", 0)
-        check_process(self._pid, self.uid)
+        check_process(self.pid, self.uid)
         self._take_memory(size)
         try:
-            number = self._add_memory(open_memory(self._pid, fd, size, self._trusted, self._all.internal_mount))
+            number = self._add_memory(open_memory(self.pid, fd, size, self._trusted, self._all.internal_mount))
         except BaseException:
             self._give_memory_back(size)
             raise
@@ -353,11 +352,11 @@ class Program(Owner):
 
     async def _open(self, request: dict[str, Any]) -> Reply:
         fd, inode = _number(request, "fd", 0), _number(request, "inode", 1)
-        check_process(self._pid, self.uid)
-        found = self._all.find_file(self._pid, fd, self._all.device)
+        check_process(self.pid, self.uid)
+        found = self._all.find_file(self.pid, fd, self._all.device)
         if found.inode != inode:
             raise OSError(errno.EBADF, f"descriptor {fd} stands for another file in this process than for who asks")
-        limit = file_size_limit(self._pid)
+        limit = file_size_limit(self.pid)
         room = self._all.files
         room.take(self.uid, self._files_used, 1, self._trusted)
         self._files_used += 1

@@ -21,6 +21,7 @@ from fs3.cli.mounts import FILE_SYSTEM_TYPE, Mount
 from fs3.client.file import ROOT_CALLER as ROOT
 from fs3.errors import Code, FS3Error
 from fs3.ids import ROOT_INODE
+from fs3.metrics import Operation
 from fs3.rings import Completion
 from fs3.usrbio import Ior, Iov, Priority
 from fuse.fs import FileSystem
@@ -124,11 +125,17 @@ async def test_what_is_read_and_written(live: Live, monkeypatch: pytest.MonkeyPa
             (CHUNK_SIZE, 0, 0), (CHUNK_SIZE, 1, 1), (CHUNK_SIZE - 7, 2, 2),
         ]  # fmt: skip
         assert iov.view[: 3 * CHUNK_SIZE - 7] == data[7:]
+        told: list[Operation] = []
+        made.rings.env.metrics.listeners.append(told.append)
         iov.view[:9] = b"over here"
         writes.prepare(iov, 0, 9, fd, CHUNK_SIZE - 4)
         writes.prepare(iov, 5, 4, fd, 5 * CHUNK_SIZE)
         writes.submit()
         assert results(await call(lambda: writes.wait(min_results=2))) == [9, 4]
+        (batch,) = [each for each in told if each.name.startswith("rings.")]
+        assert (batch.name, batch.caller, batch.detail) == (
+            "rings.write", f"{os.getpid()}:{os.geteuid()}", "operations=2 bytes=13",
+        )  # fmt: skip
         inode = made.descriptors[fd].inode
         state = made.fs._client.opened(inode)
         assert state is not None and state.length == 5 * CHUNK_SIZE + 4

@@ -20,8 +20,10 @@ IMPORT_ALL = """
 import importlib, pkgutil, fs3, hf3fs_fuse
 found = [pkgutil.walk_packages(package.__path__, f"{package.__name__}.") for package in (fs3, hf3fs_fuse)]
 names = sorted(info.name for each in found for info in each)
+# These need torch or an inference engine, and have tests of their own.
+others = tuple(f"fs3.integrations.{name}" for name in ("torch", "lmcache", "sglang"))
 for name in names:
-    if not name.startswith("fs3.integrations.torch"):  # these need torch, and have tests of their own
+    if not name.startswith(others):
         importlib.import_module(name)
 print(" ".join(names))
 """

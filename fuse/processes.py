@@ -34,7 +34,9 @@ def check_process(pid: int, uid: int) -> None:
     """Make sure that a process which said who it is when it came is still that user's, and nobody else's secrets are in it:
     it may have become another program, with other rights and the same number. Raises OSError EPERM."""
     try:
-        owner = os.stat(f"/proc/{pid}").st_uid if pid else -1
+        # Of all that is there, the folder itself shows root's ownership not even where secrets are in the process: after a
+        # program that is set-user-ID or set-group-ID was begun in it, or while it is no other program since it was root.
+        owner = os.stat(f"/proc/{pid}/fd").st_uid if pid else -1
     except FileNotFoundError:
         owner = -1
     if owner < 0:
@@ -49,7 +51,8 @@ def descriptor_of(pid: int | str, fd: int) -> Descriptor:
     found = {}
     try:
         with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as file:
-            for line in file.read(4096).splitlines():
+            # The kernel's own words come first. What follows depends on the kind of file, and may be a program's choice.
+            for line in file.read(4096).splitlines()[:4]:
                 key, _, value = line.partition(":")
                 found[key] = value.strip()
     except FileNotFoundError:

@@ -30,7 +30,7 @@ from fs3.usrbio import door
 from .fs import FileSystem
 from .processes import Descriptor, check_process, file_of_mount, file_size_limit
 from .ring_files import RingFile
-from .ring_memory import RingMemory, internal_mount, make_memory, open_memory
+from .ring_memory import RingMemory, internal_mount, make_memory, open_memory, refuse_descriptors
 from .ring_queue import Owner, Queue, Ring
 
 logger = logging.getLogger("fs3.fuse.rings")
@@ -41,6 +41,8 @@ ANSWER_S = 10.0
 CLOSE_S = 30.0
 """How long what was written is settled, when a program is gone."""
 CONNECTIONS_MAX, CONNECTIONS_OF_USER_MAX = 1024, 256
+MAPPINGS_MAX = 16_384
+"""Iovs and rings: a process has 65,530 mappings at most, and fails in everything when it has no more."""
 SHARE = 2
 """A program may have one of so many parts of all, and so may a user, but for root and the daemon's own."""
 _CREDENTIALS = struct.Struct("3i")
@@ -102,6 +104,7 @@ class Rings:
         self.rings = Room("rings", limits.rings)
         self.files = Room("registered files", limits.files)
         self.memory = Room("ring memory", limits.memory_bytes)
+        self.mappings = Room("Iovs", MAPPINGS_MAX)
         self.internal_mount = internal_mount()
         self.find_file: Callable[[int, int, str], Descriptor] = file_of_mount
         self._connections: dict[int, int] = {}
@@ -120,6 +123,7 @@ class Rings:
         """Until cancelled. A door that cannot be opened is one line in the log."""
         with trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
             try:
+                refuse_descriptors(sock)
                 await sock.bind(door(self.device))
                 sock.listen(CONNECTIONS_MAX)
             except OSError as error:
@@ -174,7 +178,7 @@ class Program(Owner):
         self._rings: dict[int, Ring] = {}
         self._last = 0
         self._files_used = 0
-        self._memory_used = 0
+        self._memory_used = self._mappings = 0
         self._leaving: list[RingFile | RingMemory] = []  # nobody uses them any more
         self._left = trio.Event()
         self._calls = {
@@ -288,7 +292,13 @@ class Program(Owner):
         check_process(self.pid, self.uid)
         self._take_memory(size)
         try:
-            number = self._add_memory(open_memory(self.pid, fd, size, self._trusted, self._all.internal_mount))
+            memory = open_memory(self.pid, fd, size, self._trusted, self._all.internal_mount)
+            try:
+                check_process(self.pid, self.uid)  # it may have become another program while we looked
+                number = self._add_memory(memory)
+            except BaseException:
+                await memory.release()  # which waits for nobody yet
+                raise
         except BaseException:
             self._give_memory_back(size)
             raise
@@ -357,6 +367,7 @@ class Program(Owner):
         if found.inode != inode:
             raise OSError(errno.EBADF, f"descriptor {fd} stands for another file in this process than for who asks")
         limit = file_size_limit(self.pid)
+        check_process(self.pid, self.uid)  # it may have become another program while we looked
         room = self._all.files
         room.take(self.uid, self._files_used, 1, self._trusted)
         self._files_used += 1
@@ -390,11 +401,19 @@ class Program(Owner):
     # What the program has
 
     def _take_memory(self, size: int) -> None:
-        self._all.memory.take(self.uid, self._memory_used, size, self._trusted)
+        self._all.mappings.take(self.uid, self._mappings, 1, self._trusted)
+        try:
+            self._all.memory.take(self.uid, self._memory_used, size, self._trusted)
+        except OSError:
+            self._all.mappings.give_back(self.uid, 1)
+            raise
+        self._mappings += 1
         self._memory_used += size
 
     def _give_memory_back(self, size: int) -> None:
         self._all.memory.give_back(self.uid, size)
+        self._all.mappings.give_back(self.uid, 1)
+        self._mappings -= 1
         self._memory_used -= size
 
     def _add_memory(self, memory: RingMemory) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import mmap
 import os
 import socket
@@ -24,7 +25,7 @@ from fs3.rings import COUNT, DaemonRing, RingError, Submission, ring_bytes
 
 from .fs import FileSystem
 from .ring_files import RingFile, RingWrite
-from .ring_memory import RingMemory, make_memory
+from .ring_memory import RingMemory, make_memory, refuse_descriptors
 
 logger = logging.getLogger("fs3.fuse.ring_queue")
 
@@ -147,6 +148,7 @@ class Ring:
         except BaseException:
             os.close(self.memory_fd)
             raise
+        refuse_descriptors(self._socket)
         self._socket.setblocking(False)
         self._ring = DaemonRing(memoryview(memory), entries, io_depth)
         self._env = env
@@ -155,6 +157,7 @@ class Ring:
         self._owner = owner
         self._timeout_s = timeout_s if io_depth < 0 else 0.0
         self._since = 0.0  # when the first of those that wait came
+        self._nap = trio.CancelScope()  # of the wait for more
         self._batches = 0
         self._owed = 0  # completions that the program was not told of
         self._nursery: trio.Nursery | None = None
@@ -204,14 +207,17 @@ class Ring:
 
     async def _wait(self) -> None:
         """For the next message; or until enough was waited for a batch to become full."""
-        if not self._timeout_s or not self._ring.waiting or self.queued or self._gathered():
+        if not self._timeout_s or not self._ring.waiting:
             await trio.lowlevel.wait_readable(self._socket)
             return
-        with trio.move_on_after(max(0.0, self._since + self._timeout_s - self._env.monotonic())):
+        since = self._since
+        left_s = math.inf if self.queued or self._gathered() else max(0.0, since + self._timeout_s - self._env.monotonic())
+        with trio.move_on_after(left_s) as self._nap:
             await trio.lowlevel.wait_readable(self._socket)
             return
-        self._since = min(self._since, self._env.monotonic() - self._timeout_s)
-        self._queue.add(self)
+        if since == self._since and left_s < math.inf:
+            self._since = min(since, self._env.monotonic() - self._timeout_s)
+            self._queue.add(self)
 
     def _gathered(self) -> bool:
         return self._env.monotonic() >= self._since + self._timeout_s
@@ -227,6 +233,7 @@ class Ring:
         first, asked = self._ring.take(self._ring.batch(self._gathered()))
         self._since = self._env.monotonic()
         self._batches += 1
+        self._nap.cancel()  # those that are left wait from now on
         self._nursery.start_soon(self._serve, first, asked)
 
     async def _serve(self, first: int, asked: list[Submission]) -> None:
@@ -397,6 +404,6 @@ class Ring:
             with suppress(BlockingIOError):
                 try:
                     self._socket.send(COUNT.pack(self._owed))
-                except BrokenPipeError:
+                except ConnectionError:
                     self.scope.cancel()
                 self._owed = 0

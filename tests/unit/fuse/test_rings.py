@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -289,6 +291,53 @@ async def test_a_ring_has_not_all_for_itself_and_ends_what_is_under_way(
         assert caught.value.errno == errno.EBADF
 
 
+async def test_what_a_full_queue_leaves_over_is_served(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("fuse.ring_queue.BATCHES_MAX", 1)
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        fd = await made.file(b"f", b"x" * 10)
+        iov = await call(lambda: Iov.create(made.place, 10))
+        first = await call(lambda: Ior(made.place, 1))
+        second = await call(lambda: Ior(made.place, 4, io_depth=-2, timeout_s=0.2))
+        go, real = trio.Event(), made.fs.ring_read
+
+        async def slow(files: Any, reads: Any) -> list[int]:
+            await go.wait()
+            return await real(files, reads)
+
+        monkeypatch.setattr(made.fs, "ring_read", slow)
+        first.prepare(iov, 0, 10, fd, 0)
+        first.submit()
+        await until(lambda: made.rings.queue.under_way == 1)
+        for _ in range(3):
+            second.prepare(iov, 0, 10, fd, 0)
+            second.submit()
+        ring = next(ring for program in _programs(made.rings) for ring in program._rings.values() if ring.entries == 4)
+        await until(lambda: ring._ring.waiting == 3)
+        go.set()
+        assert len(await call(lambda: second.wait(min_results=3, timeout_s=20))) == 3
+
+
+async def test_a_program_that_goes_without_having_looked(
+    live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        fd = await made.file(b"f", b"x" * 10)
+        iov = await call(lambda: Iov.create(made.place, 10))
+        for _ in range(4):
+            ring = await call(lambda: Ior(made.place, 1024, io_depth=1))
+            (served,) = [each for program in _programs(made.rings) for each in program._rings.values()]
+            served._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+            for _ in range(64):
+                ring.prepare(iov, 0, 10, fd, 0)
+            ring.submit()
+            await until(lambda served=served: served._owed > 0 and not made.rings.queue.under_way)  # type: ignore[misc]
+            assert ring._socket is not None
+            ring._socket.close()
+            ring._socket = None
+            await until(lambda: not made.rings.rings.used)
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_late_completions_are_not_those_of_others(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async with mounted(live, monkeypatch, tmp_path) as made:
         fd = await made.file(b"f", bytes(range(100)))
@@ -440,6 +489,50 @@ def test_what_the_kernel_says_of_processes(tmp_path: Path) -> None:
     assert caught.value.errno == errno.EBADF
     assert file_size_limit(me) > 0
     assert mount_of(me, 2**30) == ("", "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to become another user")
+def test_who_was_root_may_have_secrets_of_root() -> None:
+    words = "import os, sys; os.setuid(1000); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None and program.stdout.readline() == b"\n"
+        assert os.stat(f"/proc/{program.pid}").st_uid == 1000
+        with pytest.raises(OSError) as caught:
+            check_process(program.pid, 1000)
+        assert caught.value.errno == errno.EPERM
+
+
+def test_what_a_program_names_its_memory_is_no_word_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "fdinfo"
+    path.write_text("pos:\t0\nflags:\t02\nmnt_id:\t7\nino:\t5\nsize:\t4096\nname:\t\nino:\t1\nmnt_id:\t33\n")
+    real = open
+    monkeypatch.setattr("builtins.open", lambda name, **how: real(path if "fdinfo" in name else name, **how))
+    assert descriptor_of(1, 1) == Descriptor(5, os.O_RDWR, 7)
+
+
+async def test_descriptors_that_are_sent_are_not_taken(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, 83, 0)
+    except OSError:
+        pytest.skip("it takes Linux 6.16 (SO_PASSRIGHTS)")
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        ring = await call(lambda: Ior(made.place, 1))
+        assert ring._socket is not None
+        for sock in (ring._socket, ring._door._socket):
+            with pytest.raises(PermissionError):
+                socket.send_fds(sock, [b"1234"], [0])
+
+
+async def test_mappings_are_counted(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("fuse.rings.MAPPINGS_MAX", 6)
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        held = await call(lambda: [Iov.create(made.place, 1) for _ in range(3)])
+        with pytest.raises(OSError) as caught:
+            await call(lambda: Iov.create(made.place, 1))
+        assert caught.value.errno == errno.EAGAIN
+        await call(held.pop().close)
+        await call(lambda: held.append(Iov.create(made.place, 1)))
 
 
 def test_a_user_may_not_have_all() -> None:

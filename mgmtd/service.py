@@ -123,7 +123,9 @@ class MgmtdService:
 
     @property
     def is_primary(self) -> bool:
-        return self._cluster is not None and self._lease.holds(self._env.monotonic())
+        # At another epoch the lease ran out and was taken again, and what is stored has not been loaded yet.
+        here = self._cluster is not None and self._epoch == self._lease.epoch
+        return here and self._lease.holds(self._env.monotonic())
 
     def bind(self, server: RpcServer) -> None:
         server.handle(REGISTER, self._register)
@@ -260,7 +262,7 @@ class MgmtdService:
 
     def _primary(self) -> Cluster:
         """The cluster, for those who ask the primary. Raises NOT_PRIMARY."""
-        if self._cluster is None or not self._lease.holds(self._env.monotonic()):
+        if self._cluster is None or not self.is_primary:
             raise not_primary(self._address_of_primary())
         return self._cluster
 

@@ -67,7 +67,7 @@ SHAPES = {
             load_s=2.5,
             transport="rdma",
             think_s=0.03,
-            faults=("slow", "slow", "crash", "cut", "partition", "crash_client", "disk_slow"),
+            faults=("slow", "slow", "crash", "cut", "partition", "stop", "crash_client", "disk_slow"),
             fault_every_s=0.2,
         ),
         Shape("deep", load_s=6, storages=5, replicas=5, targets=1, faults=(*CRASHES, *NETWORK)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -35,7 +35,11 @@ from fs3.routing import LocalState, PublicState, RoutingInfo
 from fs3.rpc.client import RpcClient
 from fs3.transport.memory import MemoryTransport
 from fs3.wire.frame import Frame, Kind
+from mgmtd.cluster import Cluster
 from mgmtd.daemon import MgmtdConfig, run
+from mgmtd.lease import Owner, Record
+from mgmtd.service import Me, MgmtdService
+from mgmtd.store import Store
 
 LEASE_MS = 1000
 ONE = "mem://mgmtd-1:7000"
@@ -254,6 +258,24 @@ async def test_deposed_primary_can_change_nothing(autojump_clock: MockClock) -> 
         assert [n.id for n in w.client.routing.nodes_of(NodeKind.STORAGE)] == [101, 102, 103]
         assert not any(storage.ended for storage in storages)
         nursery.cancel_scope.cancel()
+
+
+async def test_nobody_answers_at_an_epoch_whose_state_is_not_loaded() -> None:
+    """A process that was stopped for longer than its lease takes it again before it loads what is stored."""
+    env = Env(MemoryTransport(), random.Random(1))
+    config = MgmtdConfig(node_id=1, listen=ONE)
+    service = MgmtdService(env, Store(MemoryEngine()), Me(1, ONE, "h", 11, False), config, LEASE_MS)
+
+    def granted(epoch: int) -> None:
+        service._lease.granted(Record(Owner(epoch, 1, 11, ONE, LEASE_MS), epoch), env.monotonic())
+
+    granted(1)
+    service._cluster, service._epoch = cast(Cluster, object()), 1
+    assert service.is_primary
+    granted(2)
+    assert not service.is_primary
+    with pytest.raises(FS3Error, match="NOT_PRIMARY"):
+        service._primary()
 
 
 class CutOff(MemoryEngine):

@@ -15,6 +15,7 @@ import resource
 import secrets
 import select
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,6 +149,8 @@ class VerbsDevice(Device):
         self._listed_at = time.monotonic()
         self._fixed = self._gid_at(gid_index) if gid_index >= 0 else None
         self._domain = PD(self._context)
+        self.opened: list[Any] = [self._context, self._domain]
+        weakref.finalize(self, _close_all, self.opened)
         self.registered = 0
 
     def _active(self, port: int) -> bool:
@@ -199,6 +202,9 @@ class VerbsDevice(Device):
             gid.address == wanted, gid.version_2, gid.address.ipv4_mapped is not None, -gid.index,
         ))  # fmt: skip
 
+    def forget(self, *closed: Any) -> None:
+        self.opened[:] = [each for each in self.opened if not any(each is other for other in closed)]
+
     def allocate(self, size: int) -> VerbsRegion:
         return VerbsRegion(self, self._domain, mmap.mmap(-1, size))
 
@@ -211,6 +217,16 @@ class VerbsDevice(Device):
             return VerbsQueuePair(self, self._context, self._domain, ours, receives, fd, gid, lends)
         except PyverbsRDMAError as error:
             raise ConfigError(f"RDMA device {self.name}: no queue pair: {error}{_memlock(error, 0)}") from None
+
+
+def _close_all(opened: Sequence[Any]) -> None:
+    """What was opened last goes first. Left to the garbage collector, or to the process's end, pyverbs closes devices before
+    what belongs to them, which fails or crashes."""
+    for each in reversed(opened):
+        try:
+            each.close()
+        except PyverbsError as error:
+            logger.debug("not closed: %s", error)
 
 
 def _as_gid(local: str) -> ipaddress.IPv6Address:
@@ -251,12 +267,14 @@ class VerbsRegion(Region):
                 f"{_memlock(error, device.registered + size)}"
             ) from None
         device.registered += size
+        device.opened.append(self._registered)
         self._size = size
         self.key = self._registered.rkey
         self.local_key = self._registered.lkey
 
     def close(self) -> None:
         self._registered.close()
+        self._device.forget(self._registered)
         self._device.registered -= self._size
         self._size = 0
 
@@ -315,6 +333,7 @@ class VerbsQueuePair(QueuePair):
         )
         init = QPInitAttr(qp_type=verbs.IBV_QPT_RC, scq=self._queue, rcq=self._queue, sq_sig_all=0, cap=capacities)
         self._pair = QP(domain, init)
+        device.opened += [self._channel.channel, self._queue, self._pair]
         self._pair.to_init(self._attributes())  # receives can be posted from here on
         self._destroyed = False
         self._gone = False
@@ -460,6 +479,7 @@ class VerbsQueuePair(QueuePair):
             self._gone = True
             for each in (self._buffers, self._queue, self._channel.channel):
                 each.close()
+            self._device.forget(self._pair, self._queue, self._channel.channel)
         except PyverbsRDMAError as error:
             logger.error("RDMA device %s: %s", self._device.name, error)
         return self._gone

@@ -30,6 +30,8 @@ OF_STORAGE = (
     "tests/unit/storage/test_recovery.py",
     "tests/unit/storage/test_read.py",
     "tests/unit/client/test_batch.py",
+    # The guest's file system cannot say whether pages are in memory.
+    "--deselect=tests/unit/storage/test_read.py::test_pages_and_blocks_are_read_quickly_but_never_what_is_pending",
 )
 """Those tests of storage, and of clients with it, of which the daemons talk over the transport that is tested."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,26 @@ async def test_storage_goes_on_where_queue_pairs_fail(tmp_path: Path) -> None:
             assert await c.read(ChunkId(5, number), 0, size) == bytes([number + count]) * size
             first, second = c.contents(ChunkId(5, number))
             assert first == second and first is not None and first[0] == count, "each write was applied once"
+
+
+async def test_devices_left_to_the_collector_are_closed() -> None:
+    """pyverbs crashes, or fails, where a device is closed before what belongs to it."""
+    from fs3.transport.rdma import open_devices
+
+    before = opened()
+    async with served(open_devices()[0]) as (transport, listener):
+        connection = await transport.connect(listener.address)
+        assert await call(connection, 1)
+        await connection.aclose()
+        assert opened() > before
+    del transport, listener, connection
+    gc.collect()
+    assert opened() == before
+
+
+def opened() -> int:
+    """Devices that this process has open."""
+    return sum("uverbs" in os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink())
 
 
 async def test_while_the_link_is_down_tcp_is_used_and_rdma_afterwards(device: Device) -> None:

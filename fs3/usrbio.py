@@ -76,7 +76,7 @@ def register_fd(fd: int) -> None:
     where the daemon has no room for more.
     """
     known = _process.files.get(fd)
-    if known is not None and not known.door.dead:
+    if known is not None and known.door.alive():
         raise OSError(errno.EINVAL, f"descriptor {fd} is registered already")
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode):
@@ -273,7 +273,8 @@ class Ior:
             while True:
                 with self._lock:
                     self._gather()
-                    if self._ring.ready() >= min_results:
+                    ready = self._ring.ready()
+                    if ready >= min_results and (ready or not self._gone):  # else who only looks would look for ever
                         return self._ring.take(limit)
                     self._open()
                 left_ms = None if deadline is None else (deadline - time.monotonic()) * 1000
@@ -429,6 +430,8 @@ class _Door:
             if not data:
                 self._end()
                 raise OSError(errno.ENODEV, "the mount's daemon is gone")
+        for fd in found:
+            os.set_inheritable(fd, False)  # else a program that this one starts would keep a ring that was closed
         reply: dict[str, Any] = json.loads(data)
         if "errno" in reply or len(found) != fds:
             for fd in found:

@@ -242,7 +242,8 @@ class ioring:
     def _make_room(self, wanted: iovec_slice) -> None:
         """Before an operation is prepared in this memory."""
         first, last, owner = wanted.base_off, wanted.base_off + wanted.size, wanted._owner
-        if any(each._owner is owner and each.base_off < last and first < each.base_off + each.size for each in self._late):
+        late = self._late.copy()  # another thread that waits may have one of them now
+        if any(each._owner is owner and each.base_off < last and first < each.base_off + each.size for each in late):
             self._ring.abandon()
             self._under_way.clear()
             self._late = set()

@@ -317,6 +317,22 @@ async def test_what_a_full_queue_leaves_over_is_served(live: Live, monkeypatch: 
         assert len(await call(lambda: second.wait(min_results=3, timeout_s=20))) == 3
 
 
+async def test_who_only_looks_hears_of_a_daemon_that_is_gone(
+    live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        ring = await call(lambda: Ior(made.place, 1))
+        assert ring._socket is not None and not ring._socket.get_inheritable()
+        assert ring.wait() == []
+        for program in _programs(made.rings):
+            for served in program._rings.values():
+                served.scope.cancel()
+        await until(lambda: not made.rings.rings.used)
+        with pytest.raises(OSError) as caught:
+            ring.wait()
+        assert caught.value.errno == errno.ENODEV
+
+
 async def test_a_program_that_goes_without_having_looked(
     live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -80,7 +80,7 @@ class Transfer:
             self.slot = None
 
 
-class _Bytes:
+class Outgoing:
     """Bytes of a frame on their way into send buffers."""
 
     __slots__ = ("begun", "parts", "waiter")
@@ -108,7 +108,7 @@ class RdmaConnection(Connection):
         self._backlog = 0  # bytes of those
         self._unread: deque[Completion] = deque()  # messages that stay in their receive buffers for now
         self._exposed: dict[int, memoryview | Sequence[memoryview]] = {}
-        self._outgoing: deque[_Bytes | Transfer] = deque()  # in order: a reply's message comes after its WRITEs
+        self._outgoing: deque[Outgoing | Transfer] = deque()  # in order: a reply's message comes after its WRITEs
         self._reads: deque[Transfer] = deque()
         self._transfers: dict[int, Transfer] = {}  # by token: posted
         self._token = 0
@@ -277,19 +277,19 @@ class RdmaConnection(Connection):
             raise self._lost()
         return self._sent(item) if item.parts else None
 
-    def _put(self, frame: Frame, payload: Sequence[Part] = ()) -> _Bytes:
+    def _put(self, frame: Frame, payload: Sequence[Part] = ()) -> Outgoing:
         """Send a frame, or as much of it as can be; the rest when there are credits, which whoever drives sees to."""
         parts = [memoryview(_bytes_of(part) if isinstance(part, FileSlice) else part) for part in payload]
         length = sum([len(part) for part in parts])
         head = encode_head(frame.kind, frame.method, frame.flags, frame.request_id, frame.timeout_ms, frame.body, length)
-        item = _Bytes([memoryview(head), *[part for part in parts if len(part)]])
+        item = Outgoing([memoryview(head), *[part for part in parts if len(part)]])
         self._outgoing.append(item)
         self._guarded(self._pump)
         if len(self._outgoing) > OUTGOING_MAX:
             self._close("the peer takes nothing")
         return item
 
-    async def _sent(self, item: _Bytes) -> None:
+    async def _sent(self, item: Outgoing) -> None:
         waiter = item.waiter = Waiter()
         try:
             await self._until(waiter)

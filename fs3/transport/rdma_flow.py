@@ -171,8 +171,10 @@ class Flow:
         self._credits += immediate
 
     def taken(self) -> None:
-        """A message that was not empty is done with, and its receive is posted again."""
-        assert self._owed < self._ours.receives, "more credits to return than the peer had"
+        """A message that was not empty is done with, and its receive is posted again. Raises ProtocolError if the peer had
+        no credit for it: there are receives for its empty messages too, which it may have used."""
+        if self._owed >= self._ours.receives:
+            raise ProtocolError(f"the peer sent more messages than its {self._ours.receives} credits allow")
         self._owed += 1
 
     def completed(self, number: int) -> list[int]:

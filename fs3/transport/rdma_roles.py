@@ -23,7 +23,7 @@ import trio
 from ..errors import FS3Error, ProtocolError
 from ..wire.frame import FLAG_SHARED, PAYLOAD_SIZE_MAX, Frame, Kind
 from .base import FileSlice, Part
-from .rdma_connection import RdmaConnection, Socket, Transfer, Waiter
+from .rdma_connection import Outgoing, RdmaConnection, Socket, Transfer, Waiter
 from .rdma_flow import Limits
 from .rdma_memory import RegisteredMemory, Slot, UserRegion
 from .rdma_port import QueuePair, Remote
@@ -107,8 +107,10 @@ class RdmaClient(RdmaConnection):
             return self._send_inline(frame, payload)
         self._lent[number] = lent
         shared = Frame(frame.kind, frame.method, frame.flags | FLAG_SHARED, number, frame.timeout_ms, frame.body)
-        rest = self._send_inline(shared, (encode_places(bulk, room),))
-        return None if rest is None else self._send_lent(rest, number)
+        item = self._put(shared, (encode_places(bulk, room),))
+        if self._closed:
+            raise self._lost()
+        return self._send_lent(item, number) if item.parts else None
 
     def _lend_bulk(self, lent: _Lent, payload: Sequence[Part]) -> list[Remote]:
         """Where a request's bulk data is to be read; empty where it has to go inline."""
@@ -169,11 +171,12 @@ class RdmaClient(RdmaConnection):
         lent.users += users
         return places
 
-    async def _send_lent(self, rest: Awaitable[None], number: int) -> None:
+    async def _send_lent(self, item: Outgoing, number: int) -> None:
         try:
-            await rest
+            await self._sent(item)
         except BaseException:
-            if not self._closed:  # given up before the first byte left
+            # Given up before the first byte left; else the server has the request, and comes for the memory.
+            if item.parts and not self._closed:
                 lent = self._lent.pop(number, None)
                 if lent is not None:
                     self._let_go(lent)

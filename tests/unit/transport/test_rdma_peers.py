@@ -232,6 +232,41 @@ async def test_a_request_that_names_memory_twice_or_not_at_all_ends_the_connecti
                 await server.receive()
 
 
+async def test_a_peer_that_sends_without_credits_loses_its_connection_and_no_more() -> None:
+    async with by_rdma(ListedDevice()) as (client, server):
+        client._flow._credits = client._flow._credits_max = 80  # it takes the receives for empty messages too
+        for number in range(66):
+            client._put(request(number))
+            await trio.sleep(0.001)
+            client._work()
+        await trio.sleep(0.02)
+        server._work()
+        await lost(server)
+
+
+async def test_a_request_that_left_as_its_caller_gave_up_keeps_its_memory() -> None:
+    async with by_rdma(ListedDevice()) as (client, server):
+        credits, client._flow._credits = client._flow._credits, 0
+        client.expose(1, memoryview(bytearray(MIB)))
+        rest = client.start_send(request(1))
+        assert rest is not None
+        client._driving = True  # somebody else is
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+
+                async def send() -> None:
+                    await rest
+
+                nursery.start_soon(send)
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+                client._flow._credits = credits
+                client._pump()  # before the one who was cancelled runs
+        client._driving = False
+        assert (await server.receive()).request_id == 1
+        assert client.lent == 1 and client.memory.taken == 1, "the server may write there at any time"
+
+
 async def test_addresses_that_lie_outside_end_the_connection_and_take_nothing_along() -> None:
     async with by_rdma(ListedDevice()) as (client, server):
         await client.send(request(1), [pattern(1, MIB)])

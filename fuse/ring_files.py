@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,8 @@ _SET_ID = 0o6000
 @dataclass(slots=True, eq=False)
 class RingFile:
     """A registered file. readable, writable: what rings may do with it. sync: each write is to be on stable storage.
-    length_max: how long it may be made. users: batches under way; the last one that ends closes it once it is `closing`."""
+    length_max: how long it may be made. uid: of the program. users: batches under way; the last one that ends closes it once
+    it is `closing`."""
 
     file: FileHandle
     told: Told
@@ -49,6 +51,7 @@ class RingFile:
     writable: bool
     sync: bool
     length_max: int
+    uid: int
     was_read: bool = False
     users: int = 0
     closing: bool = False
@@ -69,7 +72,7 @@ class RingWrite:
 class RingFiles(Contents):
     """Calls of rings."""
 
-    async def open_for_rings(self, inode: int, flags: int, length_max: int) -> RingFile:
+    async def open_for_rings(self, inode: int, flags: int, length_max: int, uid: int) -> RingFile:
         """Take in a file that a program has open on this mount with these flags; its rights were checked when it opened it.
 
         Raises FS3Error: BAD_HANDLE where nobody has it open so.
@@ -82,13 +85,14 @@ class RingFiles(Contents):
         if self._options.writeback:
             raise FS3Error(Code.NOT_SUPPORTED, "this mount has writeback: rings would not see what the kernel keeps")
         if writable:
-            file = await self._client.open(ROOT_CALLER, inode, access)
-            await self._read_ahead.settle(inode)
+            with trio.CancelScope(shield=True):  # should the program go meanwhile: nobody would end the session
+                file = await self._client.open(ROOT_CALLER, inode, access)
+                await self._read_ahead.settle(inode)
         else:
             file = self._client.open_again(state)
         buffered = self._buffered.get(inode)
         told = Told() if buffered is None else buffered.opened()
-        return RingFile(file, told, readable, writable, bool(flags & os.O_DSYNC), length_max)
+        return RingFile(file, told, readable, writable, bool(flags & os.O_DSYNC), length_max, uid)
 
     async def close_for_rings(self, entry: RingFile) -> None:
         """Settles what was written. Raises FS3Error."""
@@ -164,7 +168,9 @@ class RingFiles(Contents):
             state = entry.file.inode
             mode = modes[state.id]
             if mode & _SET_ID:
-                await self._client.flush(entry.file)  # which takes them away, unless root wrote
+                await self._client.flush(entry.file)  # which takes them away, unless it was root who opened the file
+                if entry.uid and state.attr.mode != _without_set_id(state.attr.mode):
+                    await self._client.setattr(ROOT_CALLER, state.id, mode=_without_set_id(state.attr.mode))
                 self._set_id_gone(state.id, mode, state.attr.mode)
             if entry.sync:
                 await self._client.fsync(entry.file)
@@ -216,12 +222,18 @@ class RingFiles(Contents):
                         logger.error("write of a ring: %s", error)
                 else:
                     failed = 0
-            self._read_ahead.wrote(file.inode, at, size)
+                finally:
+                    self._read_ahead.wrote(file.inode, at, size)  # also where the ring was closed meanwhile
             if failed:
                 item.result = at - item.offset or -failed
                 return
             at += size
         item.result = at - item.offset
+
+
+def _without_set_id(mode: int) -> int:
+    """As meta has it for writes: set-gid without group execute is no privilege."""
+    return mode & ~stat.S_ISUID & (~stat.S_ISGID if mode & stat.S_IXGRP else -1)
 
 
 async def _by_inode(items: Sequence[RingWrite], call: Callable[[RingFile], Awaitable[None]]) -> None:

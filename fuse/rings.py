@@ -372,7 +372,7 @@ class Program(Owner):
         room.take(self.uid, self._files_used, 1, self._trusted)
         self._files_used += 1
         try:
-            file = await self._all.fs.open_for_rings(inode, found.flags, limit)
+            file = await self._all.fs.open_for_rings(inode, found.flags, limit, self.uid)
         except BaseException:
             room.give_back(self.uid, 1)
             self._files_used -= 1

@@ -37,7 +37,7 @@ class RingLoad(MountLoad):
         opened: dict[int, RingFile] = {}
         try:
             for each in chance.sample(range(len(handles)), chance.randint(1, len(handles))):
-                opened[each] = await fs.open_for_rings(self.files[each], os.O_RDWR, 1 << 62)
+                opened[each] = await fs.open_for_rings(self.files[each], os.O_RDWR, 1 << 62, 0)
         except FS3Error as error:
             self.world.trace.note(f"mount{number} cannot register: {error}")
         for each, entry in opened.items():

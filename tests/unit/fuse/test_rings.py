@@ -7,7 +7,6 @@ import errno
 import itertools
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -28,7 +27,7 @@ from fs3.rings import Completion
 from fs3.usrbio import Ior, Iov, Priority
 from fuse.fs import FileSystem
 from fuse.mount_state import FsOptions
-from fuse.processes import Descriptor, check_process, descriptor_of, file_of_mount, file_size_limit, mount_of
+from fuse.processes import Descriptor
 from fuse.ring_queue import BATCHES_OF_RING_MAX
 from fuse.rings import RingLimits, Rings, Room
 from tests.process.harness import REPOSITORY, run
@@ -317,6 +316,43 @@ async def test_what_a_full_queue_leaves_over_is_served(live: Live, monkeypatch: 
         assert len(await call(lambda: second.wait(min_results=3, timeout_s=20))) == 3
 
 
+async def test_what_users_write_loses_its_set_id_bits(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        fd = await made.file(b"f", b"x" * 10)
+        inode = made.descriptors[fd].inode
+        iov, ring = await call(lambda: (Iov.create(made.place, 10), Ior(made.place, 1, for_read=False)))
+        (entry,) = [each for program in _programs(made.rings) for each in program.files.values()]
+        for uid, mode, expected in ((0, 0o6755, 0o6755), (1000, 0o6755, 0o755), (1000, 0o2745, 0o2745)):
+            entry.uid = uid
+            await made.fs.setattr(ROOT, inode, mode=mode)
+            ring.prepare(iov, 0, 10, fd, 0)
+            ring.submit()
+            assert results(await call(lambda: ring.wait(min_results=1))) == [10]
+            assert (await made.fs.getattr(inode)).mode & 0o7777 == expected
+
+
+async def test_a_write_that_is_given_up_may_have_happened(
+    live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        fd = await made.file(b"f", b"x" * 10)
+        iov, ring = await call(lambda: (Iov.create(made.place, 10), Ior(made.place, 1, for_read=False)))
+        dropped: list[tuple[int, int]] = []
+        monkeypatch.setattr(made.fs._read_ahead, "wrote", lambda state, offset, length: dropped.append((offset, length)))
+        begun = trio.Event()
+
+        async def never(*what: Any) -> int:
+            begun.set()
+            return await trio.sleep_forever()
+
+        monkeypatch.setattr(made.fs._client, "write", never)
+        ring.prepare(iov, 0, 10, fd, 0)
+        ring.submit()
+        await begun.wait()
+        await call(ring.close)
+        assert dropped == [(0, 10)]
+
+
 async def test_who_only_looks_hears_of_a_daemon_that_is_gone(
     live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -423,7 +459,7 @@ async def test_a_mount_whose_kernel_keeps_writes_has_no_rings(live: Live, tmp_pa
         fs = FileSystem(client, nursery, FsOptions(0, 0, 0, writeback=True))
         _, attr = await fs.create(ROOT, ROOT_INODE, b"f", 0o600, os.O_RDWR | os.O_CREAT)
         with pytest.raises(FS3Error) as caught:
-            await fs.open_for_rings(attr.inode, os.O_RDONLY, 100)
+            await fs.open_for_rings(attr.inode, os.O_RDONLY, 100, 0)
         assert caught.value.code is Code.NOT_SUPPORTED
 
 
@@ -471,59 +507,6 @@ async def test_only_what_is_open_here_and_so(live: Live, monkeypatch: pytest.Mon
         ring.prepare(iov, 0, 10, 1, 0)
         ring.submit()
         assert results(await call(lambda: ring.wait(min_results=1))) == [0]
-
-
-def test_what_the_kernel_says_of_processes(tmp_path: Path) -> None:
-    me = os.getpid()
-    check_process(me, os.geteuid())
-    for pid, uid in ((me, os.geteuid() + 1), (0, 0), (2**22 + 1, 0)):
-        with pytest.raises(OSError) as caught:
-            check_process(pid, uid)
-        assert caught.value.errno == errno.EPERM
-    path = tmp_path / "f"
-    path.write_bytes(b"x")
-    for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR | os.O_APPEND, os.O_PATH):
-        fd = os.open(path, flags)
-        try:
-            found = descriptor_of(me, fd)
-            assert found.inode == path.stat().st_ino
-            readable, writable = flags != os.O_WRONLY, flags not in (os.O_RDONLY, os.O_PATH)
-            assert (found.readable, found.writable) == (readable and flags != os.O_PATH, writable)
-            device, kind = mount_of(me, found.mount)
-            assert kind
-            if flags == os.O_PATH:
-                with pytest.raises(OSError):
-                    file_of_mount(me, fd, device)
-            else:
-                assert file_of_mount(me, fd, device) == found
-            with pytest.raises(OSError):
-                file_of_mount(me, fd, "0:0")
-        finally:
-            os.close(fd)
-    with pytest.raises(OSError) as caught:
-        descriptor_of(me, fd)
-    assert caught.value.errno == errno.EBADF
-    assert file_size_limit(me) > 0
-    assert mount_of(me, 2**30) == ("", "")
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to become another user")
-def test_who_was_root_may_have_secrets_of_root() -> None:
-    words = "import os, sys; os.setuid(1000); print(flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
-        assert program.stdout is not None and program.stdout.readline() == b"\n"
-        assert os.stat(f"/proc/{program.pid}").st_uid == 1000
-        with pytest.raises(OSError) as caught:
-            check_process(program.pid, 1000)
-        assert caught.value.errno == errno.EPERM
-
-
-def test_what_a_program_names_its_memory_is_no_word_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "fdinfo"
-    path.write_text("pos:\t0\nflags:\t02\nmnt_id:\t7\nino:\t5\nsize:\t4096\nname:\t\nino:\t1\nmnt_id:\t33\n")
-    real = open
-    monkeypatch.setattr("builtins.open", lambda name, **how: real(path if "fdinfo" in name else name, **how))
-    assert descriptor_of(1, 1) == Descriptor(5, os.O_RDWR, 7)
 
 
 async def test_descriptors_that_are_sent_are_not_taken(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

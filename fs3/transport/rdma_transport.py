@@ -205,6 +205,7 @@ class RdmaTransport(Transport):
             pair.connect(hello.ends)
         except (OSError, ProtocolError) as error:
             pair.destroy()
+            self.failed(nic, address, False)
             raise FS3Error(Code.CONNECT_FAILED, f"{address}: {error}") from None
         except BaseException:
             pair.destroy()
@@ -233,7 +234,12 @@ class RdmaTransport(Transport):
             return error.message
         try:
             _post_receives(pair, hello.limits)
-            pair.connect(hello.ends)
+            try:
+                pair.connect(hello.ends)
+            except OSError as error:  # there may be no way to that end
+                logger.warning("%s: %s; using TCP", peer, error)
+                pair.destroy()
+                return f"{nic.device.name}: {error}"
             sock.send(rdma_hello.encode(Hello(pair.ends, LIMITS)))
         except BaseException:
             pair.destroy()

@@ -87,7 +87,7 @@ class ListedPair(QueuePair):
         self.failed = ""
 
     def connect(self, peer: Ends) -> None:
-        self._peer = self._device.pairs[peer.number]
+        self._peer = self._device.pairs.get(peer.number)
         self._worker = trio.lowlevel.spawn_system_task(self._work)
 
     def received(self, index: int, length: int) -> memoryview:

@@ -21,7 +21,7 @@ from fs3.transport.rdma_transport import RdmaTransport
 from fs3.transport.tcp import TcpConnection, split_address
 from fs3.wire.frame import FLAG_SHARED, Frame, Kind
 from tests.unit.transport.listed_rdma import ListedDevice, ListedPair
-from tests.unit.transport.test_rdma import ADDRESS, MIB, by_rdma, lost
+from tests.unit.transport.test_rdma import ADDRESS, MIB, by_rdma, connected, lost
 
 ENDS = Ends(5, 7, "::1", 5, 0)
 
@@ -344,6 +344,48 @@ async def test_where_nothing_comes_through_it_is_tcp_for_a_while(caplog: pytest.
         assert isinstance(second, TcpConnection)
         assert len([record for record in caplog.records if "nothing comes through by RDMA" in record.message]) == 1
         await second.aclose()
+        nursery.cancel_scope.cancel()
+    for server in accepted:
+        await server.aclose()
+    await listener.aclose()
+    caplog.clear()
+
+
+class Unreachable(ListedDevice):
+    """Its queue pairs find no way to others'."""
+
+    def queue_pair(self, *arguments: Any) -> ListedPair:
+        pair = super().queue_pair(*arguments)
+
+        def connect(peer: Ends) -> None:
+            raise OSError("no way there")
+
+        pair.connect = connect  # type: ignore[method-assign]
+        return pair
+
+
+async def test_a_server_that_cannot_connect_its_queue_pair_talks_tcp() -> None:
+    async with connected(RdmaTransport(lambda: [ListedDevice()]), RdmaTransport(lambda: [Unreachable()])) as (client, _):
+        assert isinstance(client, TcpConnection)
+
+
+async def test_a_client_that_cannot_connect_its_queue_pairs_uses_tcp_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    listener = await RdmaTransport(lambda: [ListedDevice()]).listen(ADDRESS)
+    transport = RdmaTransport(lambda: [Unreachable()])
+    accepted = []
+    async with trio.open_nursery() as nursery:
+
+        async def accept() -> None:
+            while True:
+                accepted.append(await listener.accept())
+
+        nursery.start_soon(accept)
+        for _ in range(2):
+            with pytest.raises(FS3Error):
+                await transport.connect(listener.address)
+        client = await transport.connect(listener.address)
+        assert isinstance(client, TcpConnection)
+        await client.aclose()
         nursery.cancel_scope.cancel()
     for server in accepted:
         await server.aclose()

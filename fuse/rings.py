@@ -210,8 +210,11 @@ class Program(Owner):
                     self._drop_memory(memory)
                 for file in list(self.files.values()):
                     self._drop_file(file)
-                with trio.move_on_after(CLOSE_S):
-                    await self._sweep_once()
+                left_s = CLOSE_S
+                while self._leaving:
+                    with trio.move_on_after(left_s):
+                        await self._sweep_once()
+                    left_s = 0.0  # the others are not settled, but not kept either
 
     async def _follow(self, scope: trio.CancelScope) -> None:
         """The process may end while others, which it made, have the connection open."""
@@ -452,6 +455,8 @@ class Program(Owner):
             self._left = trio.Event()
             with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_S):
                 await self._sweep_once()
+            if self._leaving:
+                self._left.set()
 
     async def _sweep_once(self) -> None:
         while self._leaving:

@@ -353,6 +353,27 @@ async def test_a_write_that_is_given_up_may_have_happened(
         assert dropped == [(0, 10)]
 
 
+async def test_files_that_cannot_be_settled_are_not_kept(
+    live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("fuse.rings.CLOSE_S", 0.05)
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        for name in (b"a", b"b", b"c"):
+            await made.file(name, b"x")
+        real = made.fs.close_for_rings
+
+        async def stuck(entry: Any) -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await real(entry)
+
+        monkeypatch.setattr(made.fs, "close_for_rings", stuck)
+        usrbio._process._doors[made.rings.device].drop()
+        await until(lambda: made.rings.files.used == 0)
+
+
 async def test_who_only_looks_hears_of_a_daemon_that_is_gone(
     live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

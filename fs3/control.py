@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import trio
@@ -31,6 +31,7 @@ STRANGERS_MAX = 4
 ANSWER_S = 10.0
 """In which an answer must have been taken."""
 _CREDENTIALS = struct.Struct("3i")
+_SO_PASSRIGHTS = 83
 
 
 def door(device: str) -> str:
@@ -44,6 +45,13 @@ def peer_uid(sock: socket.socket | trio.socket.SocketType) -> int:
     return uid
 
 
+def refuse_descriptors(sock: socket.socket | trio.socket.SocketType) -> None:
+    """Have the kernel refuse descriptors that somebody sends to this Unix socket, or to one that it accepts. Else we would
+    close them, and so wait as long as that takes: minutes, with a TCP connection that lingers. It takes Linux 6.16."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+
+
 async def serve(
     env: Env,
     device: str,
@@ -55,6 +63,7 @@ async def serve(
     be opened is missed by nobody but tools: one line in the log."""
     with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
+            refuse_descriptors(sock)
             await sock.bind(door(device))
             sock.listen(CONNECTIONS_MAX)
         except OSError as error:

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import mmap
 import os
-import socket
 import stat
 from contextlib import suppress
 
@@ -23,7 +22,6 @@ from fs3.transport.registered import Registration
 
 from .processes import descriptor_of, mount_of
 
-_SO_PASSRIGHTS = 83
 RELEASE_S = 30.0
 """How long a process that stands still is waited for, which may yet write to registered memory."""
 
@@ -38,13 +36,6 @@ def make_memory(name: str, size: int) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def refuse_descriptors(sock: socket.socket | trio.socket.SocketType) -> None:
-    """Have the kernel refuse descriptors that somebody sends to this Unix socket, or to one that it accepts. Else we would
-    close them, and so wait as long as that takes: minutes, with a TCP connection that lingers. It takes Linux 6.16."""
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
 
 class RingMemory:

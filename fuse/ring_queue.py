@@ -19,13 +19,14 @@ from contextlib import suppress
 import trio
 
 from fs3.client.many import Read
+from fs3.control import refuse_descriptors
 from fs3.env import Env
 from fs3.metrics import Operation
 from fs3.rings import COUNT, DaemonRing, RingError, Submission, ring_bytes
 
 from .fs import FileSystem
 from .ring_files import RingFile, RingWrite
-from .ring_memory import RingMemory, make_memory, refuse_descriptors
+from .ring_memory import RingMemory, make_memory
 
 logger = logging.getLogger("fs3.fuse.ring_queue")
 

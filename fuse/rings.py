@@ -23,6 +23,7 @@ from typing import Any
 import trio
 
 from fs3.client.file import FileClient
+from fs3.control import refuse_descriptors
 from fs3.errors import FS3Error
 from fs3.rings import ENTRIES_MAX, VERSION, check_ring, ring_bytes
 from fs3.usrbio import door
@@ -30,7 +31,7 @@ from fs3.usrbio import door
 from .fs import FileSystem
 from .processes import Descriptor, check_process, file_of_mount, file_size_limit
 from .ring_files import RingFile
-from .ring_memory import RingMemory, internal_mount, make_memory, open_memory, refuse_descriptors
+from .ring_memory import RingMemory, internal_mount, make_memory, open_memory
 from .ring_queue import Owner, Queue, Ring
 
 logger = logging.getLogger("fs3.fuse.rings")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -39,6 +40,19 @@ async def visit(device: str) -> trio.SocketStream:
 
 def operation(number: int) -> Operation:
     return Operation("fuse.read", number, "1:0", "", 7, "/x", "off=0")
+
+
+async def test_descriptors_that_are_sent_are_not_taken() -> None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, 83, 0)
+        except OSError:
+            pytest.skip("it takes Linux 6.16 (SO_PASSRIGHTS)")
+    async with served() as (_, device):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(control.door(device))
+            with pytest.raises(PermissionError):
+                socket.send_fds(sock, [b"{}"], [0])
 
 
 async def test_figures_and_operations_go_through_the_door() -> None:

@@ -49,8 +49,8 @@ except ImportError as _error:  # pragma: no cover - depends on the machine
     MISSING = f"the package pyverbs cannot be imported ({_error}); Debian: apt-get install python3-pyverbs ibverbs-providers"
 logging.root.handlers[:] = _handlers  # pyverbs configures the process's log when it is imported
 
-INLINE_MAX = 128
-"""Messages up to this size are handed to the device by value."""
+INLINE_MAX = 96
+"""Messages up to this size are handed to the device by value; most cards take as much, some refuse more."""
 _POLLED_MAX = 64
 _RUNG_MAX = 16
 """Work requests that are given to the device in one call."""
@@ -128,7 +128,9 @@ class VerbsDevice(Device):
             raise ConfigError(MISSING)
         try:
             self._context = Context(name=name)
-            ports = self._context.query_device().phys_port_cnt
+            limits = self._context.query_device()
+            ports = limits.phys_port_cnt
+            self.reads = max(1, min(_READS_MAX, limits.max_qp_rd_atom, limits.max_qp_init_rd_atom))
         except PyverbsRDMAError as error:
             why = "; may this user read and write /dev/infiniband/uverbs*?" if error.error_code == errno.EACCES else ""
             raise ConfigError(f"RDMA device {name} cannot be opened: {error}{why}") from None
@@ -206,7 +208,7 @@ class VerbsDevice(Device):
         self.opened[:] = [each for each in self.opened if not any(each is other for other in closed)]
 
     def allocate(self, size: int) -> VerbsRegion:
-        return VerbsRegion(self, self._domain, mmap.mmap(-1, size))
+        return VerbsRegion(self, self._domain, _memory(size))
 
     def register(self, memory: Any) -> VerbsRegion:
         return VerbsRegion(self, self._domain, memory)
@@ -217,6 +219,8 @@ class VerbsDevice(Device):
             return VerbsQueuePair(self, self._context, self._domain, ours, receives, fd, gid, lends)
         except PyverbsRDMAError as error:
             raise ConfigError(f"RDMA device {self.name}: no queue pair: {error}{_memlock(error, 0)}") from None
+        except OSError as error:
+            raise ConfigError(f"RDMA device {self.name}: no queue pair: {error.strerror}") from None
 
 
 def _close_all(opened: Sequence[Any]) -> None:
@@ -227,6 +231,14 @@ def _close_all(opened: Sequence[Any]) -> None:
             each.close()
         except PyverbsError as error:
             logger.debug("not closed: %s", error)
+
+
+def _memory(size: int) -> mmap.mmap:
+    """Raises ConfigError."""
+    try:
+        return mmap.mmap(-1, size)
+    except OSError as error:
+        raise ConfigError(f"{size / 2**20:.1f} MiB of memory cannot be had: {error.strerror}") from None
 
 
 def _as_gid(local: str) -> ipaddress.IPv6Address:
@@ -273,7 +285,10 @@ class VerbsRegion(Region):
         self.local_key = self._registered.lkey
 
     def close(self) -> None:
-        self._registered.close()
+        try:
+            self._registered.close()
+        except PyverbsError as error:  # the device is gone; nobody who lets go of memory can do anything about it
+            logger.error("RDMA device %s: memory stays registered: %s", self._device.name, error)
         self._device.forget(self._registered)
         self._device.registered -= self._size
         self._size = 0
@@ -324,20 +339,34 @@ class VerbsQueuePair(QueuePair):
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
         self._queue = CQ(context, ours.depth + receives + 1, None, self._channel.channel, 0)
         self._queue.req_notify()
-        self._buffers = VerbsRegion(device, domain, mmap.mmap(-1, (ours.sends + receives) * MESSAGE_SIZE))
+        self._buffers = VerbsRegion(device, domain, _memory((ours.sends + receives) * MESSAGE_SIZE))
         self._receives = [self._receive_into(index) for index in range(receives)]
         self._chain = _Chain(_RUNG_MAX)
         self._waiting: list[_Rung] = []
-        capacities = QPCap(
-            max_send_wr=ours.depth, max_recv_wr=receives, max_send_sge=1, max_recv_sge=1, max_inline_data=INLINE_MAX
-        )
-        init = QPInitAttr(qp_type=verbs.IBV_QPT_RC, scq=self._queue, rcq=self._queue, sq_sig_all=0, cap=capacities)
-        self._pair = QP(domain, init)
+        try:
+            self._pair, self._inline = self._made(domain, ours.depth, receives)
+        except PyverbsError:
+            self._close_parts()
+            raise
         device.opened += [self._channel.channel, self._queue, self._pair]
         self._pair.to_init(self._attributes())  # receives can be posted from here on
         self._destroyed = False
         self._gone = False
         self.ends = Ends(self._pair.qp_num, secrets.randbits(24), gid.address.exploded, device.mtu, device.lid)
+
+    def _made(self, domain: Any, depth: int, receives: int) -> tuple[Any, int]:
+        """And the bytes that it takes by value: devices refuse what is too much for them, and do not tell before."""
+        for inline in (INLINE_MAX, 32, 0):
+            capacities = QPCap(
+                max_send_wr=depth, max_recv_wr=receives, max_send_sge=1, max_recv_sge=1, max_inline_data=inline
+            )
+            init = QPInitAttr(qp_type=verbs.IBV_QPT_RC, scq=self._queue, rcq=self._queue, sq_sig_all=0, cap=capacities)
+            try:
+                return QP(domain, init), inline
+            except PyverbsRDMAError:
+                if not inline:
+                    raise
+        raise AssertionError
 
     def _receive_into(self, index: int) -> Any:
         address = self._buffers.address + (self._sends + index) * MESSAGE_SIZE
@@ -353,19 +382,19 @@ class VerbsQueuePair(QueuePair):
         return attributes
 
     def connect(self, peer: Ends) -> None:
-        attributes = self._attributes()
-        route = GlobalRoute(dgid=Gid(peer.gid), sgid_index=self._gid.index, hop_limit=64)
-        attributes.ah_attr = AHAttr(gr=route, is_global=1, port_num=self._device.port, dlid=peer.lid)
-        attributes.path_mtu = min(self._device.mtu, peer.mtu)
-        attributes.dest_qp_num = peer.number
-        attributes.rq_psn = peer.sequence
-        attributes.sq_psn = self.ends.sequence
-        attributes.max_rd_atomic = attributes.max_dest_rd_atomic = _READS_MAX
-        attributes.min_rnr_timer = _RNR_TIMER
-        attributes.timeout = _TIMEOUT
-        attributes.retry_cnt = _RETRIES
-        attributes.rnr_retry = _RETRIES
         try:
+            attributes = self._attributes()
+            route = GlobalRoute(dgid=Gid(peer.gid), sgid_index=self._gid.index, hop_limit=64)
+            attributes.ah_attr = AHAttr(gr=route, is_global=1, port_num=self._device.port, dlid=peer.lid)
+            attributes.path_mtu = min(self._device.mtu, peer.mtu)
+            attributes.dest_qp_num = peer.number
+            attributes.rq_psn = peer.sequence
+            attributes.sq_psn = self.ends.sequence
+            attributes.max_rd_atomic = attributes.max_dest_rd_atomic = self._device.reads
+            attributes.min_rnr_timer = _RNR_TIMER
+            attributes.timeout = _TIMEOUT
+            attributes.retry_cnt = _RETRIES
+            attributes.rnr_retry = _RETRIES
             self._pair.to_rts(attributes)
         except PyverbsError as error:
             raise OSError(errno.EIO, f"queue pair cannot be connected: {error}") from None
@@ -382,7 +411,7 @@ class VerbsQueuePair(QueuePair):
 
     def post_message(self, post: Post, length: int) -> None:
         flags = verbs.IBV_SEND_SIGNALED if post.signaled else 0
-        if length <= INLINE_MAX:
+        if max(length, 1) <= self._inline:
             flags |= verbs.IBV_SEND_INLINE
         if post.fenced:
             flags |= verbs.IBV_SEND_FENCE
@@ -447,7 +476,10 @@ class VerbsQueuePair(QueuePair):
         except PyverbsRDMAError as error:
             if error.error_code != errno.EAGAIN:
                 raise OSError(errno.EIO, f"completion channel: {error}") from None
-        self._queue.req_notify()
+        try:
+            self._queue.req_notify()
+        except PyverbsError as error:
+            raise OSError(errno.EIO, f"completion queue: {error}") from None
 
     def poll(self) -> list[Completion]:
         if self._destroyed:
@@ -455,7 +487,10 @@ class VerbsQueuePair(QueuePair):
         completions: list[Completion] = []
         count = _POLLED_MAX
         while count == _POLLED_MAX:  # all of them: of those left there would be no notice
-            count, found = self._queue.poll(_POLLED_MAX)
+            try:
+                count, found = self._queue.poll(_POLLED_MAX)
+            except PyverbsError as error:  # it overflowed, or the device is gone
+                raise OSError(errno.EIO, f"completion queue: {error}") from None
             completions += [self._completion(entry) for entry in found or ()]
         return completions
 
@@ -468,6 +503,10 @@ class VerbsQueuePair(QueuePair):
         length = 0 if immediate & _EMPTY else entry.byte_len
         return Completion(receive, entry.wr_id & ~_SEND, length, immediate & ~_EMPTY, error)
 
+    def _close_parts(self) -> None:
+        for each in (self._buffers, self._queue, self._channel.channel):
+            each.close()
+
     def destroy(self) -> bool:
         if self._destroyed:
             return self._gone
@@ -477,8 +516,7 @@ class VerbsQueuePair(QueuePair):
         try:
             self._pair.close()  # returns when the device has let go of all memory
             self._gone = True
-            for each in (self._buffers, self._queue, self._channel.channel):
-                each.close()
+            self._close_parts()
             self._device.forget(self._pair, self._queue, self._channel.channel)
         except PyverbsRDMAError as error:
             logger.error("RDMA device %s: %s", self._device.name, error)

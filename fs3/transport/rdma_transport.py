@@ -202,10 +202,13 @@ class RdmaTransport(Transport):
                 pair.destroy()
                 return None
             _post_receives(pair, hello.limits)
-            pair.connect(hello.ends)
+            try:
+                pair.connect(hello.ends)
+            except OSError:  # other failures may be those of a daemon that ends
+                self.failed(nic, address, False)
+                raise
         except (OSError, ProtocolError) as error:
             pair.destroy()
-            self.failed(nic, address, False)
             raise FS3Error(Code.CONNECT_FAILED, f"{address}: {error}") from None
         except BaseException:
             pair.destroy()

@@ -94,6 +94,7 @@ async def test_devices_left_to_the_collector_are_closed() -> None:
     """pyverbs crashes, or fails, where a device is closed before what belongs to it."""
     from fs3.transport.rdma import open_devices
 
+    gc.collect()  # those of other tests
     before = opened()
     async with served(open_devices()[0]) as (transport, listener):
         connection = await transport.connect(listener.address)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -423,6 +424,26 @@ def of_verbs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
 
     put("MISSING", "")
     return put
+
+
+def test_a_device_that_takes_less_by_value_gets_less(of_verbs: Callable[[str, Any], None]) -> None:
+    class Refused(Exception):
+        pass
+
+    def made(most: int, init: dict[str, Any]) -> dict[str, Any]:
+        if init["cap"]["max_inline_data"] > most:
+            raise Refused
+        return init
+
+    for name in ("QPCap", "QPInitAttr"):
+        of_verbs(name, dict)
+    of_verbs("QP", made)
+    of_verbs("PyverbsRDMAError", Refused)
+    of_verbs("verbs", SimpleNamespace(IBV_QPT_RC=2))
+    pair = object.__new__(rdma.VerbsQueuePair)
+    pair._queue = None
+    for most, expected in ((1024, 96), (96, 96), (48, 32), (0, 0)):
+        assert pair._made(most, 256, 128)[1] == expected
 
 
 def test_a_device_that_is_not_there_is_named_with_those_that_are(of_verbs: Callable[[str, Any], None]) -> None:

@@ -6,6 +6,7 @@ and asked only when it is readable; notification is armed again before the queue
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import ipaddress
 import logging
@@ -152,7 +153,7 @@ class VerbsDevice(Device):
         self._fixed = self._gid_at(gid_index) if gid_index >= 0 else None
         self._domain = PD(self._context)
         self.opened: list[Any] = [self._context, self._domain]
-        weakref.finalize(self, _close_all, self.opened)
+        weakref.finalize(self, _close_all, self.opened, os.getpid())
         self.registered = 0
 
     def _active(self, port: int) -> bool:
@@ -223,9 +224,12 @@ class VerbsDevice(Device):
             raise ConfigError(f"RDMA device {self.name}: no queue pair: {error.strerror}") from None
 
 
-def _close_all(opened: Sequence[Any]) -> None:
+def _close_all(opened: Sequence[Any], process: int) -> None:
     """What was opened last goes first. Left to the garbage collector, or to the process's end, pyverbs closes devices before
     what belongs to them, which fails or crashes."""
+    if os.getpid() != process:  # a fork has the same descriptors: its end would take them from its parent
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(opened))  # nor is pyverbs to do it
+        return
     for each in reversed(opened):
         try:
             each.close()

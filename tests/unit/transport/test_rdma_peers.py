@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -424,6 +425,21 @@ def of_verbs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
 
     put("MISSING", "")
     return put
+
+
+def test_the_end_of_a_fork_closes_nothing_of_its_parents(of_verbs: Callable[[str, Any], None]) -> None:
+    of_verbs("PyverbsError", OSError)
+    closed = []
+
+    class Part:
+        def close(self) -> None:
+            closed.append(self)
+
+    parts = [Part(), Part()]
+    rdma._close_all(parts, os.getpid() + 1)
+    assert not closed
+    rdma._close_all(parts, os.getpid())
+    assert closed == parts[::-1]
 
 
 def test_a_device_that_takes_less_by_value_gets_less(of_verbs: Callable[[str, Any], None]) -> None:

@@ -127,6 +127,7 @@ def test_a_trace_is_replayed_in_all_ways(shared_cluster: harness.Cluster, tmp_pa
         done = harness.fs3(
             "bench", str(shared_cluster.mount), "kvcache", "--trace", str(trace), "--kv-size", "64KiB", "--capacity", "1MiB",
             "--local", str(tmp_path), "--threads", "2", "--layout", layout, "--json",
+            "--cold", "advise",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)

@@ -188,7 +188,7 @@ def _programs(rings: Rings) -> list[Any]:
 
     from fuse.rings import Program
 
-    return [each for each in gc.get_objects() if isinstance(each, Program) and each._all is rings]
+    return [each for each in gc.get_objects() if type(each) is Program and each._all is rings]
 
 
 async def test_how_many_are_served_at_once(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def test_caches_can_only_be_dropped_by_who_may(tmp_path: Path, monkeypatch: pyte
 
 
 def test_interrupted_it_cleans_up_and_ends_its_workers(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "fs3.cli.main", "bench", str(tmp_path), "random", *TINY, "--time", "600", "--threads", "2"]
+    line = [sys.executable, "-m", "fs3.cli.main", "bench", str(tmp_path), "random", *TINY, "--time", "600"]
+    line += ["--threads", "2", "--cold", "advise"]
     with subprocess.Popen(line, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         end = time.monotonic() + 30
         while not list(tmp_path.glob("*/random/random-*")) and time.monotonic() < end:

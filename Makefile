@@ -35,7 +35,7 @@ test:
 
 test-engines:
 	@scripts/prepare $(VENV) test
-	FS3_ENGINES=$(ENGINES) FS3_TEST_LIMIT_S=600 $(BIN)/python -m pytest tests/engines $(ARGS)
+	FS3_ENGINES=$(ENGINES) FS3_TEST_LIMIT_S=600 $(BIN)/python -m pytest $(if $(filter tests/%,$(ARGS)),,tests/engines) $(ARGS)
 
 test-rdma:
 	@scripts/prepare $(VENV) test

@@ -26,18 +26,6 @@ RELEASE_S = 30.0
 """How long a process that stands still is waited for, which may yet write to registered memory."""
 
 
-def make_memory(name: str, size: int) -> int:
-    """A descriptor of new memory that nobody can make shorter or longer. Raises OSError."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
 class RingMemory:
     """An Iov. view: all of it where it is mapped. direct: data may be received there, and verified. users: batches under
     way; the last that ends releases it once it is `closing`."""

@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 import socket
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,10 +24,11 @@ from fs3.control import refuse_descriptors
 from fs3.env import Env
 from fs3.metrics import Operation
 from fs3.rings import COUNT, DaemonRing, RingError, Submission, ring_bytes
+from fs3.transport.shared import sealed_file
 
 from .fs import FileSystem
 from .ring_files import RingFile, RingWrite
-from .ring_memory import RingMemory, make_memory
+from .ring_memory import RingMemory
 
 logger = logging.getLogger("fs3.fuse.ring_queue")
 
@@ -105,7 +107,7 @@ def _first(waiting: tuple[deque[Ring], ...]) -> Ring | None:
     return None
 
 
-class Owner:
+class Owner(ABC):
     """What a ring needs of the program that made it."""
 
     def __init__(self, pid: int, uid: int) -> None:
@@ -114,9 +116,9 @@ class Owner:
         self.files: dict[int, RingFile] = {}
         self.memories: dict[int, RingMemory] = {}
 
+    @abstractmethod
     def done_with(self, things: set[RingFile | RingMemory]) -> None:
         """A batch that used them has ended."""
-        raise NotImplementedError
 
 
 class Ring:
@@ -142,7 +144,7 @@ class Ring:
         self.queued = False
         self.ended = trio.Event()
         self.scope = trio.CancelScope()
-        self.memory_fd = make_memory("fs3-ring", ring_bytes(entries))
+        self.memory_fd = sealed_file("fs3-ring", ring_bytes(entries))
         try:
             memory = mmap.mmap(self.memory_fd, ring_bytes(entries))
             self._socket, self.peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

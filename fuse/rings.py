@@ -26,12 +26,13 @@ from fs3.client.file import FileClient
 from fs3.control import refuse_descriptors
 from fs3.errors import FS3Error
 from fs3.rings import ENTRIES_MAX, VERSION, check_ring, ring_bytes
+from fs3.transport.shared import sealed_file
 from fs3.usrbio import door
 
 from .fs import FileSystem
 from .processes import Descriptor, check_process, file_of_mount, file_size_limit
 from .ring_files import RingFile
-from .ring_memory import RingMemory, internal_mount, make_memory, open_memory
+from .ring_memory import RingMemory, internal_mount, open_memory
 from .ring_queue import Owner, Queue, Ring
 
 logger = logging.getLogger("fs3.fuse.rings")
@@ -275,7 +276,7 @@ class Program(Owner):
         size = _number(request, "size", 1)
         self._take_memory(size)
         try:
-            fd = make_memory("fs3-iov", size)
+            fd = sealed_file("fs3-iov", size)
             try:
                 told = os.dup(fd)
             except BaseException:

@@ -20,13 +20,23 @@ SLOT_SIZE_MIN = 64 * 1024
 SLOT_SIZE_MAX = 16 * 1024 * 1024
 
 
-def sealed_memory(name: str, size: int, populate: int = 0) -> tuple[int, mmap.mmap]:
-    """A memfd that nobody can make smaller or larger, and a mapping of it. populate: mmap.MAP_POPULATE to have all of its
-    pages at once. Raises OSError."""
+def sealed_file(name: str, size: int) -> int:
+    """The descriptor of a new memfd, of zeros, that nobody can make smaller or larger. Raises OSError."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def sealed_memory(name: str, size: int, populate: int = 0) -> tuple[int, mmap.mmap]:
+    """A memfd that nobody can make smaller or larger, and a mapping of it. populate: mmap.MAP_POPULATE to have all of its
+    pages at once. Raises OSError."""
+    fd = sealed_file(name, size)
+    try:
         return fd, mmap.mmap(fd, size, mmap.MAP_SHARED | populate)
     except BaseException:
         os.close(fd)

@@ -139,3 +139,11 @@ async def test_pages_and_blocks_are_read_quickly_but_never_what_is_pending(tmp_p
             assert engine.read_quickly(5, index, offset, into) is None
         await engine.put(write_update(chunk, 0, b"new"), 2, 1, memoryview(b"new"), commit=False, remember=False)
         assert engine.read_quickly(5, 0, 8192, page) is None and engine.read_quickly(5, 0, 0, whole) is None
+        engine.commit(chunk, 1, remember=False)
+        assert engine.read_quickly(5, 0, 0, whole) is None, "its bytes are in the log, not yet in their place"
+        await engine.tidy()
+        assert engine.read_quickly(5, 0, 0, whole) == pack_numbers(piece_checksums(b"new" + data[3:131_072], 0))
+        await engine.put(write_update(chunk, 0, data), 3, 1, memoryview(data), commit=False, remember=False)
+        assert engine.read_quickly(5, 0, 0, whole) is None, (
+            "the next version lies elsewhere, and may be committed at the tail"
+        )

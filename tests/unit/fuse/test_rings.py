@@ -183,6 +183,20 @@ async def test_memory_that_is_not_received_into_gets_the_same(
         os.close(memory)
 
 
+async def test_what_is_written_with_dsync_is_on_disk(live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async with mounted(live, monkeypatch, tmp_path) as made:
+        iov = await call(lambda: Iov.create(made.place, 4096))
+        writes = await call(lambda: Ior(made.place, 4, for_read=False))
+        synced = live.env.metrics.counters
+        for name, flags, more in ((b"plain", os.O_RDWR, 0), (b"synced", os.O_RDWR | os.O_DSYNC, 1)):
+            fd = await made.file(name, b"", flags)
+            before = synced["storage.syncs"]
+            writes.prepare(iov, 0, 4096, fd, 0)
+            writes.submit()
+            assert results(await call(lambda: writes.wait(min_results=1))) == [4096]
+            assert synced["storage.syncs"] - before == more
+
+
 def _programs(rings: Rings) -> list[Any]:
     import gc
 
